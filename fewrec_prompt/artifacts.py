@@ -1,0 +1,150 @@
+"""Find and read the files that people edit: templates, verbalizers, tasks.
+
+A name is looked for as a path, then in the project folder (the working directory's prompts/, verbalizers/, eval/), then
+among the shipped files. TOML is read strictly: an unknown key is an error that names file and line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fewrec_prompt.errors import ArtifactError, did_you_mean
+
+SUFFIX = {"prompts": ".jinja", "verbalizers": ".toml", "eval": ".toml"}
+MAX_BYTES = 64 * 1024  # far above any template or task a person writes
+
+
+class Settings(BaseModel):
+    """Base of everything read from TOML: frozen, strict types, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def shipped_folder(kind: str) -> Path:
+    """Folder of the files that come with the package: inside the wheel, or at the top of a source checkout."""
+    package = Path(__file__).parent
+    packed = package / "_shipped" / kind
+    return packed if packed.is_dir() else package.parent / kind
+
+
+def names(kind: str) -> dict[str, Path]:
+    """All names of this kind that resolve now; a project's own file hides the shipped one of the same name."""
+    found: dict[str, Path] = {}
+    for folder in (shipped_folder(kind), Path(kind)):
+        if folder.is_dir():
+            found |= {path.stem: path for path in sorted(folder.glob("*" + SUFFIX[kind]))}
+    return found
+
+
+def find(kind: str, name: str) -> Path:
+    """Path of the file called `name`. Raises ArtifactError with the nearest name and the places that were tried."""
+    as_path = Path(name)
+    if as_path.suffix == SUFFIX[kind] or os.sep in name:
+        if as_path.is_file():
+            return as_path
+        raise ArtifactError(f"{name}: no such file; give a path to a {SUFFIX[kind]} file or one of the names: "
+                            + did_you_mean(as_path.stem, names(kind)))
+    known = names(kind)
+    if name not in known:
+        raise ArtifactError(f"no {kind} file named {name!r} in ./{kind} or among the shipped ones; "
+                            + did_you_mean(name, known))
+    return known[name]
+
+
+def read_text(path: Path) -> str:
+    """The file's text (UTF-8, a BOM accepted). Raises ArtifactError if it is too large or not UTF-8."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(data) > MAX_BYTES:
+        raise ArtifactError(f"{path}: {len(data)} bytes; files of this kind end at {MAX_BYTES}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ArtifactError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from error
+
+
+def read_toml(path: Path, schema: type[S]) -> S:
+    """The file as a `schema`. Raises ArtifactError with file and line for bad syntax, unknown keys and wrong types."""
+    return parse_toml(read_text(path), schema, str(path))
+
+
+def parse_toml(text: str, schema: type[S], where: str, first_line: int = 1) -> S:
+    """TOML text as a `schema`; `first_line` is the line of `where` at which the text begins."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"\(at line (\d+)", str(error))
+        line = first_line - 1 + (int(at[1]) if at else 1 + text.rstrip("\n").count("\n"))
+        reason = re.sub(r" \(at .*\)$", "", str(error))
+        raise ArtifactError(f"{where}:{line}: not valid TOML: {reason}") from error
+    try:
+        return schema.model_validate(table)
+    except ValidationError as error:
+        raise ArtifactError(_explain(error.errors()[0], text, schema, where, first_line)) from None
+
+
+def _explain(problem: Any, text: str, schema: type[Settings], where: str, first_line: int) -> str:
+    keys = [part for part in problem["loc"] if isinstance(part, str)]
+    line = first_line + _line_of(text, [str(part) for part in problem["loc"]])
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(schema, keys[:-1])
+        return f"{where}:{line}: unknown key {keys[-1]!r}; {did_you_mean(keys[-1], known)}"
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{where}:{line}: key {key!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}:{line}: {key or 'this file'}: {message}"
+
+
+def _fields_at(schema: type[Settings], keys: list[str]) -> list[str]:
+    """Field names of the table that these keys lead to, through optional, union and list types."""
+    for key in keys:
+        field = schema.model_fields.get(key)
+        pending: list[Any] = [field.annotation] if field else []
+        while pending:
+            kind = pending.pop()
+            if isinstance(kind, type) and issubclass(kind, Settings):
+                schema = kind
+                break
+            pending.extend(getattr(kind, "__args__", ()))
+    return [field.alias or name for name, field in schema.model_fields.items()]
+
+
+def _line_of(text: str, keys: list[str]) -> int:
+    """Offset of the line where the last of these keys stands; of its table if the key is not written; else 0.
+
+    tomllib keeps no positions, so this reads the lines again: headers move the table, assignments are keys in it.
+    """
+    wanted, table, best = [key for key in keys if not key.isdigit()], [], (0, 0)
+    index = next((int(key) for key in keys if key.isdigit()), None)
+    count: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines()):
+        header = re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line)
+        if header:
+            table = [part.strip(" \"'") for part in header[1].split(".")]
+            count[header[1]] = count.get(header[1], -1) + 1
+            here = table
+        elif assignment := re.match(r"\s*([A-Za-z0-9_\"'.-]+)\s*=", line):
+            here = table + [part.strip(" \"'") for part in assignment[1].split(".")]
+        else:
+            continue
+        if index is not None and table and count.get(".".join(table), 0) != index:
+            continue
+        depth = len(here) if wanted[: len(here)] == here else 0
+        if depth > best[0]:
+            best = (depth, number)
+        elif not header and "{" in line and wanted and re.search(rf"\b{re.escape(wanted[-1])}\s*=", line):
+            best = max(best, (len(here), number))  # a key inside an inline table
+    return best[1]
