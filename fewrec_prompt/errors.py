@@ -25,6 +25,10 @@ class VerbalizerError(ArtifactError):
     """Label words that cannot be told apart, do not fit the template's kind, or that the model never says."""
 
 
+class TaskError(ArtifactError):
+    """A task that cannot be run as written."""
+
+
 class DataError(FewrecError):
     """Items, histories or candidates that are missing, malformed or contradict each other."""
 

@@ -9,14 +9,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 Kind = Literal["choose", "judge", "rate", "complete"]
-TokenLogprobs = "tuple[np.ndarray, ...]"
+TokenLogprobs: TypeAlias = "tuple[np.ndarray, ...]"
 """Per-token log-probabilities (nats) of the continuations of one question: one float64 row (n_tokens,) each."""
 
 
@@ -52,6 +52,15 @@ class Query:
     def recent(self, n: int) -> Query:
         """The same query with only the n latest history items (n = 0: none)."""
         return Query(self.user_id, self.history[len(self.history) - n :] if n else (), self.candidates)
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """The words for what is recommended: "film", "films", and what one does with it, "watch"."""
+
+    singular: str = "item"
+    plural: str = "items"
+    verb: str = "choose"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +100,12 @@ class Prompt:
 class Question:
     """A prompt, and the continuations of it whose log-probability is asked.
 
-    A twin is the same question without content (no history); calibration subtracts what it answers.
+    `labels` says that they are label words, which a backend must be able to tell apart by their first token.
     """
 
     prompt: Prompt
     continuations: tuple[str, ...]
-    role: Literal["ask", "twin"] = "ask"
+    labels: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,34 @@
+"""Language models that answer questions with log-probabilities, behind one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from fewrec_prompt.registry import Registry
+from fewrec_prompt.types import Prompt, Question, TokenLogprobs
+
+BACKENDS = Registry("backend", {"causal": "fewrec_prompt.backends.causal:load"}, group="fewrec_prompt.backends")
+
+
+class Backend(Protocol):
+    """What a recommender needs of a language model."""
+
+    context_window: int  # tokens
+    mode: Any  # NumericMode: what decides the bits of an answer
+    files: Any  # ModelFiles: where the weights came from; None if they were made in memory
+
+    def logprobs(self, questions: Sequence[Question], *, grad: bool = False) -> list[TokenLogprobs]:
+        """Log-probability of each token of each continuation after its prompt, in nats.
+
+        One entry per question in the order asked: a float64 row (n_tokens,) per continuation; with `grad`, torch rows.
+        """
+        ...
+
+    def n_tokens(self, question: Question) -> int:
+        """Tokens of the longest sequence this question makes: prompt and continuation."""
+        ...
+
+    def n_computed(self, questions: Sequence[Question]) -> int:
+        """Tokens that answering these questions together computes."""
+        ...

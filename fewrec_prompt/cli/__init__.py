@@ -1,1 +1,35 @@
-"""The `fewrec` command: one file a sub-command; each is imported only when it is called."""
+"""The `fewrec` command: one file a sub-command. Nothing heavy is imported before a command needs it.
+
+Every FewrecError becomes one message on standard error and its exit code; Ctrl-C ends with 130.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from fewrec_prompt.cli import assets, evaluation, prompts, ranking
+from fewrec_prompt.errors import FewrecError
+
+app = typer.Typer(
+    name="fewrec",
+    help="Rank items for people with language models, with little or no interaction data, and measure how well.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (evaluation, ranking, prompts, assets):
+    command.register(app)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app(ranking.spread_lists(sys.argv[1:]))
+    except FewrecError as error:
+        typer.echo(f"fewrec: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("fewrec: interrupted; what was finished is saved", err=True)
+        sys.exit(130)

@@ -1,0 +1,95 @@
+"""GPT-style language models through transformers: load, then log-probabilities of continuations.
+
+A question goes through tokens.py (text to ids) and engine.py (ids to log-probabilities).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from fewrec_prompt.assets import Say, quiet
+from fewrec_prompt.backends import engine
+from fewrec_prompt.backends.plan import plan
+from fewrec_prompt.backends.models import ModelFiles, locate
+from fewrec_prompt.backends.precision import NumericMode, choose_device, choose_precision, loading_options
+from fewrec_prompt.backends.tokens import QuestionTokenizer
+from fewrec_prompt.errors import ModelError, NumericError
+from fewrec_prompt.types import Question, TokenLogprobs
+
+
+class CausalBackend:
+    """A causal language model that answers questions. Not for use by two threads at once."""
+
+    def __init__(self, model: Any, tokenizer: Any, mode: NumericMode, files: ModelFiles | None = None) -> None:
+        self.model = model.eval()
+        self.tokens = QuestionTokenizer(tokenizer)
+        self.mode = mode
+        self.files = files
+        self.context_window = int(model.config.get_text_config().max_position_embeddings)
+
+    def n_tokens(self, question: Question) -> int:
+        """Tokens of the longest sequence this question makes: prompt and continuation."""
+        return max(len(sequence.ids) for sequence in self.tokens.encode(question))
+
+    def n_computed(self, questions: Sequence[Question]) -> int:
+        """Tokens that answering these questions together computes."""
+        planned = plan([sequence for question in questions for sequence in self.tokens.encode(question)])
+        return planned.n_computed if self.mode.layout == "packed" else planned.n_naive
+
+    def logprobs(self, questions: Sequence[Question], *, grad: bool = False) -> list[TokenLogprobs]:
+        """Log-probability of each token of each continuation after its prompt, in nats.
+
+        One entry per question in the order asked: a float64 row (n_tokens,) per continuation; with `grad`, torch rows
+        that gradients flow through. Raises NumericError if one is not finite.
+        """
+        encoded = [self.tokens.encode(question) for question in questions]
+        sequences = [sequence for group in encoded for sequence in group]
+        score = engine.packed_logprobs if self.mode.layout == "packed" else engine.plain_logprobs
+        with torch.set_grad_enabled(grad):
+            rows: list[Any] = score(self.model, sequences)
+        if not all(bool(torch.isfinite(row).all()) for row in rows):
+            raise NumericError("the model returned log-probabilities that are not finite; try --precision fp32")
+        if not grad:
+            rows = [row.double().cpu().numpy() for row in rows]
+        ends = list(accumulate(len(group) for group in encoded))
+        return [tuple(rows[end - len(group) : end]) for group, end in zip(encoded, ends, strict=True)]
+
+
+def load(name: str, *, precision: str = "auto", device: str | None = None, say: Say = quiet) -> CausalBackend:
+    """The causal model called `name` (embedded asset, local folder or hub id), ready to answer.
+
+    Raises ModelError if files are missing or the precision cannot be had here.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    mode = choose_precision(precision, choose_device(device))
+    files = locate(name, say)
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = _tokenizer(files)
+        model = AutoModelForCausalLM.from_pretrained(files.folder, use_safetensors=True, **loading_options(mode))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{name}: cannot be loaded from {files.folder}: {error}") from error
+    reason = engine.packs_exactly(model)
+    if reason:
+        say(f"{name}: candidates are scored one at a time, because {reason}")
+    return CausalBackend(model, tokenizer, replace(mode, layout="plain" if reason else "packed"), files)
+
+
+def load_tokens(name: str, *, say: Say = quiet) -> QuestionTokenizer:
+    """Only the tokenizer of a model: what it makes of a question, without reading any weights."""
+    return QuestionTokenizer(_tokenizer(locate(name, say)))
+
+
+def _tokenizer(files: ModelFiles) -> Any:
+    from transformers import AutoTokenizer
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return AutoTokenizer.from_pretrained(files.folder)

@@ -1,0 +1,129 @@
+"""Find a model's files: an embedded asset, a local folder, or a Hugging Face id. No weights are read here.
+
+Only safetensors are accepted, and no code that comes with a model is run. A hub that does not answer is found out in
+seconds, before the libraries start to retry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+from fewrec_prompt import assets
+from fewrec_prompt.assets import Say, quiet
+from fewrec_prompt.errors import AssetError, ModelError, did_you_mean
+
+HUB_SECONDS = 3.0
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where a model lies, what it was called, and a digest of its weights, configuration and tokenizer."""
+
+    name: str
+    folder: Path
+    sha256: str
+
+
+def locate(name: str, say: Say = quiet) -> ModelFiles:
+    """The files of a model by name. Fetches an embedded asset or a hub model that is not here yet.
+
+    Raises ModelError that says what was tried and what to do.
+    """
+    folder = _folder(name, say)
+    _check(folder, name)
+    return ModelFiles(name, folder, _digest(folder))
+
+
+def _folder(name: str, say: Say) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    if name in assets.asset_names():
+        if assets.describe(name).kind != "model":
+            raise ModelError(f"{name!r} is a data set, not a model; give it to a task as dataset")
+        return assets.get(name, say)
+    if not _HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"no model {name!r}: not a folder here, not an embedded model ({did_you_mean(name, assets.asset_names())}), "
+            "and not a hub id of the form owner/name"
+        )
+    return _from_hub(name, say)
+
+
+def _from_hub(name: str, say: Say) -> Path:
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cached = try_to_load_from_cache(name, "config.json")
+    problem = _hub_problem()
+    if problem and isinstance(cached, str):
+        say(f"{name}: {problem}; using the copy in the hub cache")
+        return Path(cached).parent
+    if problem:
+        raise ModelError(
+            f"no model {name!r}: there is no folder of that name and no copy in the hub cache, and {problem}. "
+            "Give a local folder with config.json, tokenizer.json and *.safetensors, or the embedded smollm2-135m"
+        )
+    try:
+        return Path(snapshot_download(name, allow_patterns=_WANTED))
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(f"model {name!r} could not be fetched from the hub: {str(error).splitlines()[0]}") from error
+
+
+def _hub_problem() -> str | None:
+    """Why the hub cannot be asked, or None if it answers within seconds."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "the hub is switched off (HF_HUB_OFFLINE)"
+    found: list[str] = []
+    worker = threading.Thread(target=_ask_hub, args=(constants.ENDPOINT, found), daemon=True)
+    worker.start()
+    worker.join(HUB_SECONDS)  # a name server that does not answer would block far longer than any socket time-out
+    return None if found == ["ok"] else f"the hub does not answer ({found[0] if found else 'no reply in 3 s'})"
+
+
+def _ask_hub(endpoint: str, found: list[str]) -> None:
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_SECONDS)
+        found.append("ok")
+    except urllib.error.HTTPError:
+        found.append("ok")  # it answered
+    except (OSError, ValueError) as error:
+        found.append(str(getattr(error, "reason", error)))
+
+
+def _check(folder: Path, name: str) -> None:
+    for needed in ("config.json", "tokenizer.json"):
+        if not (folder / needed).is_file():
+            raise ModelError(f"{name}: {needed} is missing in {folder}; a model folder holds config.json, "
+                             "tokenizer.json and *.safetensors")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "pkl") for path in folder.glob(f"*.{suffix}"))
+        found = f"only {', '.join(pickles)}, which may run code when loaded" if pickles else "no weights"
+        raise ModelError(f"{name}: {found} in {folder}; convert the weights to safetensors first")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
+    if "auto_map" in config:
+        raise ModelError(f"{name}: config.json asks for code that comes with the model (auto_map); that is never run")
+
+
+def _digest(folder: Path) -> str:
+    """sha256 over the digests of every file that decides a score, in name order."""
+    whole = sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and path.name != "fewrec.json":
+            with path.open("rb") as file:
+                whole.update(path.name.encode() + b"\0" + file_digest(file, "sha256").digest())
+    return whole.hexdigest()

@@ -1,0 +1,102 @@
+"""`fewrec rank`: candidates for one person, from titles on the command line."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewrec_prompt.errors import DataError, FewrecError, did_you_mean
+
+if TYPE_CHECKING:
+    from fewrec_prompt.types import Item
+
+LISTS = ("--history", "--candidates")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command. Click takes one value an option, so `main` spreads the two lists before it parses."""
+    app.command("rank")(rank)
+
+
+def rank(
+    history: Annotated[list[str], typer.Option(help="Titles, oldest first.")],
+    candidates: Annotated[list[str], typer.Option(help="Titles to rank.")],
+    model: Annotated[str, typer.Option(help="Embedded model, local folder or Hugging Face id.")] = "smollm2-135m",
+    prompt: Annotated[str, typer.Option(help="Template.")] = "complete",
+    verbalizer: Annotated[str | None, typer.Option(help="The template's own where none is given.")] = None,
+    calibrate: Annotated[str, typer.Option(help="none or pmi.")] = "none",
+    alpha: Annotated[float | None, typer.Option(help="Weight of pmi; the verbalizer's own by default.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, int8 or int4.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.")] = None,
+    task: Annotated[str | None, typer.Option(help="Take words and catalogue from this task; titles must be in it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Rank candidates for one history. Both lists take several titles: --history "Heat (1995)" "Ronin (1998)"."""
+    from fewrec_prompt import tasks
+    from fewrec_prompt.cli.console import say
+    from fewrec_prompt.recommender import Recommender, of_titles
+    from fewrec_prompt.types import Domain
+
+    query = of_titles(history, candidates)
+    domain = Domain()
+    if task is not None:
+        found = tasks.load_task(task)
+        domain = found.domain
+        query = _of_catalogue(query, tasks.load_catalogue(found, say))
+    recommender = Recommender.load(
+        model, prompt=prompt, verbalizer=verbalizer, calibrate=calibrate, alpha=alpha, precision=precision,
+        device=device, domain=domain, say=say,
+    )
+    ranking = recommender.rank(query)
+    if cut := len(query.history) - ranking.n_history:
+        say(f"{cut} of {len(query.history)} history items, the oldest, did not fit the context window")
+    typer.echo(json.dumps(ranking.to_dict(), indent=1, ensure_ascii=False) if as_json else str(ranking))
+
+
+def _of_catalogue(query: Any, catalogue: Any) -> Any:
+    """The query with catalogue items in place of bare titles; an id is accepted as well."""
+    from fewrec_prompt.types import Interaction, Query
+
+    by_title: dict[str, Item] = {}
+    for item in catalogue.values():
+        by_title.setdefault(item.title, item)
+
+    def known(name: str, where: str) -> Item:
+        item = by_title.get(name) or catalogue.get(name)
+        if item is None:
+            raise DataError(f"{where}: {name!r} is not in the catalogue of the task; {_near(name, by_title)}")
+        return item
+
+    history = tuple(Interaction(known(seen.item.title, "--history")) for seen in query.history)
+    return Query(query.user_id, history, tuple(known(item.title, "--candidates") for item in query.candidates))
+
+
+def _near(name: str, titles: Any) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, titles, n=1)
+    return f"did you mean {near[0]!r}?" if near else "give a title exactly as the catalogue has it, or an item id"
+
+
+def spread_lists(arguments: list[str]) -> list[str]:
+    """`--history A B` as `--history A --history B`, for the options that take several values.
+
+    A value list ends at the next word that begins with `--`.
+    """
+    if not arguments or arguments[0] != "rank":
+        return arguments
+    spread: list[str] = []
+    current: str | None = None
+    for word in arguments:
+        if word in LISTS:
+            current = word
+        elif word.startswith("--"):
+            current = None
+            spread.append(word)
+        elif current:
+            spread += [current, word]
+        else:
+            spread.append(word)
+    return spread

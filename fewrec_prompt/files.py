@@ -1,0 +1,46 @@
+"""Write files whole or not at all, and say so plainly when the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fewrec_prompt.errors import StorageError
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; on success it takes its place in one step, on any failure it is removed.
+
+    Raises StorageError, naming the path, if the disk is full or not writable.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text to `path`, whole or not at all."""
+    with replaced(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def disk_error(error: OSError, path: Path) -> Exception:
+    """A StorageError that names the path if the disk is at fault, else the error itself."""
+    if error.errno not in _DISK:
+        return error
+    return StorageError(f"{path}: cannot be written ({os.strerror(error.errno or 0)}); what was saved before is intact. "
+                        "Free some space or choose another folder, then run the same command again")

@@ -1,0 +1,214 @@
+"""Rank candidates for a person: a template asks, a model answers, a verbalizer reads the answer as scores.
+
+Nothing here has seen an answer: a query holds none. What a model logged (`Answers`) is kept apart from how it is read,
+so that another calibration weight or length rule costs no new question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from fewrec_prompt import templates, verbalizers
+from fewrec_prompt.assets import Say, quiet
+from fewrec_prompt.backends import BACKENDS, Backend
+from fewrec_prompt.calibration import Calibration, twin
+from fewrec_prompt.errors import BudgetError, DataError, VerbalizerError
+from fewrec_prompt.templates import Template
+from fewrec_prompt.types import Domain, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
+from fewrec_prompt.verbalizers import Length, Verbalizer
+
+LABEL_MASS = 1e-6  # a model that gives all labels together less than this is answering something else
+
+
+Chosen: TypeAlias = tuple[Template, verbalizers.AnyVerbalizer, Calibration]
+"""How a row asks and reads: what `choose` makes of names."""
+
+
+class Ranker(Protocol):
+    """Anything that ranks: prompts and baselines alike."""
+
+    def rank(self, query: Query) -> Ranking: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Render:
+    """A template bound to the words of a domain."""
+
+    template: Template
+    domain: Domain
+
+    @property
+    def lead(self) -> str:
+        return self.template.front.lead
+
+    @property
+    def end(self) -> str:
+        return self.template.front.end
+
+    def __call__(self, query: Query, *, item: Item | None = None, labels: Sequence[str] = ()) -> Prompt:
+        return self.template.render(query, self.domain, item=item, labels=labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a model said about one query: the log-probabilities of its questions and, if asked, of their twins."""
+
+    asked: tuple[TokenLogprobs, ...]
+    twins: tuple[TokenLogprobs, ...]
+    n_history: int  # history items that fitted the context window
+
+
+@dataclass(frozen=True, slots=True)
+class Recommender:
+    """Ranks by prompting a language model. Make one with `Recommender.load`."""
+
+    template: Template
+    verbalizer: verbalizers.AnyVerbalizer
+    backend: Backend
+    domain: Domain = Domain()
+    calibration: Calibration = Calibration()
+
+    def __post_init__(self) -> None:
+        check_kinds(self.template, self.verbalizer)
+
+    @classmethod
+    def load(
+        cls,
+        model: str = "smollm2-135m",
+        *,
+        prompt: str = "complete",
+        verbalizer: str | None = None,
+        calibrate: str = "none",
+        alpha: float | None = None,
+        length: Length | None = None,
+        precision: str = "auto",
+        device: str | None = None,
+        domain: Domain = Domain(),  # noqa: B008  # frozen
+        say: Say = quiet,
+    ) -> Recommender:
+        """A recommender from names: an embedded model, folder or hub id; a template; its own verbalizer by default.
+
+        `alpha` defaults to the verbalizer's own. `say` is called with one line at a time about slow steps and choices.
+        """
+        template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length)
+        backend = BACKENDS.load("causal")(model, precision=precision, device=device, say=say)
+        return cls(template, reader, backend, domain, calibration)
+
+    def rank(
+        self, query: Query | None = None, *, history: Sequence[str] = (), candidates: Sequence[str] = ()
+    ) -> Ranking:
+        """The candidates, best first: of a query, or of plain titles (id = title), history oldest first.
+
+        Raises DataError for an empty history or repeated candidates, BudgetError if not even one history item fits.
+        """
+        query = of_titles(history, candidates) if query is None else query
+        answers = self.answers(query)
+        return Ranking.from_scores(query, self.scores(answers).tolist(), answers.n_history)
+
+    def answers(self, query: Query) -> Answers:
+        """Everything the model has to say for this query."""
+        asked, n_history = self.ask(query)
+        return Answers(asked, self.ask_twin(query) if self.calibration.needs_twin else (), n_history)
+
+    def ask(self, query: Query) -> tuple[tuple[TokenLogprobs, ...], int]:
+        """Log-probabilities of the query's own questions (one unit of computation), and the history items that fitted."""
+        fitted, questions = self._fit(query)
+        logged = tuple(self.backend.logprobs(questions))
+        self._check_label_mass(questions, logged)
+        return logged, len(fitted.history)
+
+    def ask_twin(self, query: Query) -> tuple[TokenLogprobs, ...]:
+        """Log-probabilities of the same questions without history: a unit of its own, the same whoever asks."""
+        return tuple(self.backend.logprobs(self._ask(twin(query))))
+
+    def scores(self, answers: Answers) -> Any:
+        """Scores (n_candidates,) in the order of the query's candidates; higher is better."""
+        twins = self.verbalizer.read(answers.twins) if self.calibration.needs_twin else None
+        return self.calibration.apply(self.verbalizer.read(answers.asked), twins)
+
+    def work(self, query: Query) -> int:
+        """Tokens that the model computes to answer this query: what a progress bar needs."""
+        return self.backend.n_computed(self._ask(query))
+
+    def questions(self, query: Query) -> list[Question]:
+        """What the model will be asked, history cut to what fits."""
+        return self._fit(query)[1]
+
+    def _ask(self, query: Query) -> list[Question]:
+        return self.verbalizer.ask(query, Render(self.template, self.domain))
+
+    def _fit(self, query: Query) -> tuple[Query, list[Question]]:
+        """The query with as much of its latest history as fits, by bisection; never less than one item."""
+        best = self._fits(query)
+        if best is not None:
+            return query, best
+        low, high = 1, len(query.history) - 1
+        fitted = query
+        while low <= high:
+            middle = (low + high) // 2
+            if questions := self._fits(query.recent(middle)):
+                best, fitted, low = questions, query.recent(middle), middle + 1
+            else:
+                high = middle - 1
+        if best is None:
+            raise BudgetError(
+                f"user {query.user_id!r}: the prompt does not fit {self.backend.context_window} tokens even with one "
+                "history item; give fewer candidates or a shorter template"
+            )
+        return fitted, best
+
+    def _fits(self, query: Query) -> list[Question] | None:
+        questions = self._ask(query)
+        fits = all(self.backend.n_tokens(question) <= self.backend.context_window for question in questions)
+        return questions if fits else None
+
+    def _check_label_mass(self, questions: Sequence[Question], asked: Sequence[TokenLogprobs]) -> None:
+        for question, rows in zip(questions, asked, strict=True):
+            if question.labels and (mass := label_mass(rows)) < LABEL_MASS:
+                raise VerbalizerError(
+                    f"{self.template.ref.origin}: the model gives all label words together a probability of {mass:.1e}, "
+                    "so their order means nothing; end the template where the answer begins, or choose other labels"
+                )
+
+
+def label_mass(rows: TokenLogprobs) -> float:
+    """Probability that the model answers with any of these label words."""
+    import numpy as np
+
+    return float(sum(np.exp(row.sum()) for row in rows))
+
+
+def check_kinds(template: Template, verbalizer: Verbalizer) -> None:
+    """Raises VerbalizerError if the verbalizer does not read what the template asks."""
+    if template.kind != verbalizer.kind:
+        raise VerbalizerError(
+            f"{template.ref.origin}: a template of kind {template.kind!r} needs a verbalizer of that kind, "
+            f"not of kind {verbalizer.kind!r}; its own is {template.front.verbalizer!r}"
+        )
+
+
+def choose(
+    prompt: str, verbalizer: str | None, calibrate: str, alpha: float | None, length: Length | None
+) -> Chosen:
+    """Template, verbalizer and calibration from their names, checked against each other; None takes the default."""
+    template = templates.load(prompt)
+    reader = verbalizers.load(verbalizer or template.front.verbalizer)
+    check_kinds(template, reader)
+    if length is not None:
+        reader = verbalizers.with_length(reader, length)
+    return template, reader, Calibration.named(calibrate, reader.alpha if alpha is None else alpha)
+
+
+def of_titles(history: Sequence[str], candidates: Sequence[str], user_id: str = "user") -> Query:
+    """A query from titles alone; an item's id is its title. Raises DataError for empty or repeated input."""
+    if not history:
+        raise DataError("the history is empty; give at least one title")
+    if not candidates:
+        raise DataError("there are no candidates; give at least one title")
+    repeated = sorted({title for title in candidates if list(candidates).count(title) > 1})
+    if repeated:
+        raise DataError(f"candidate {repeated[0]!r} is given more than once; each candidate once")
+    seen = tuple(Interaction(Item(title, title)) for title in history)
+    return Query(user_id, seen, tuple(Item(title, title) for title in candidates))

@@ -1,0 +1,100 @@
+"""Show a run: one self-contained HTML page, and the numbers of its table as people read them.
+
+No network, no script: a page that can be mailed. The pictures and slices of a full report are not here yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from fewrec_prompt.files import write_text
+from fewrec_prompt.tasks import Task
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{{ title }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1b1f24; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #d5dae0; }
+th:first-child, td:first-child { text-align: left; }
+th { background: #f3f5f7; }
+td small { color: #5b6672; display: block; }
+.best { font-weight: 700; }
+p, dd { max-width: 45rem; }
+pre { background: #f3f5f7; padding: .8rem; overflow-x: auto; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p>{{ description }}</p>
+<p>{{ n_users }} users. Each value is a mean over users in per cent, below it the 95&nbsp;% bootstrap interval over
+users; ties count at their expectation; bold is the highest value of a column, which by itself says nothing about a
+difference.</p>
+<div class="scroll"><table>
+<thead><tr><th>row</th>{% for name in metrics %}<th>{{ name }}</th>{% endfor %}<th>ms/user</th></tr></thead>
+<tbody>
+{% for row in rows %}
+<tr><td>{{ row.name }}</td>
+{% for cell in row.cells %}<td{% if cell.best %} class="best"{% endif %}>{{ cell.value }}<small>{{ cell.interval }}</small></td>
+{% endfor %}<td>{{ row.ms }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% if problems %}<h2>Problems in the data, counted</h2>
+<ul>{% for kind, count in problems %}<li>{{ kind }}: {{ count }}</li>{% endfor %}</ul>{% endif %}
+<h2>What was run</h2>
+<p>Model {{ model }}. Everything needed to repeat it stands in run.json beside this page.</p>
+</body>
+</html>
+"""
+
+
+def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics of a table, in the order of its first row that has any."""
+    return next((list(row["metrics"]) for row in rows if row["metrics"]), [])
+
+
+def percent(value: float | None) -> str:
+    """A fraction as per cent with one digit; a dash where nothing was measured."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Whole milliseconds; a dash for rows that ask no model."""
+    return "–" if value is None else f"{value:.0f}"
+
+
+def write(path: Path, task: Task, record: Mapping[str, Any]) -> None:
+    """Write the page for a run record. Everything in it is escaped."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    rows = record["rows"]
+    names = metric_names(rows)
+    best = {name: max((row["metrics"][name]["value"] or 0.0) for row in rows) for name in names}
+    page = environment.from_string(_PAGE).render(
+        title=f"fewrec-prompt: {task.name}",
+        description=task.settings.description,
+        n_users=record["n_users"],
+        metrics=names,
+        rows=[_row(row, names, best) for row in rows],
+        problems=[(kind, count) for kind, count in record["problems"].items() if count],
+        model=task.settings.model,
+    )
+    write_text(path, page)
+
+
+def _row(row: Mapping[str, Any], names: Sequence[str], best: Mapping[str, float]) -> dict[str, Any]:
+    cells = []
+    for name in names:
+        metric = row["metrics"][name]
+        interval = f"{percent(metric['low'])} – {percent(metric['high'])}"
+        cells.append({"value": percent(metric["value"]), "interval": interval, "best": metric["value"] == best[name]})
+    return {"name": row["name"], "cells": cells, "ms": milliseconds(row["ms_per_user"])}

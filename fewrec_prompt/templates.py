@@ -1,0 +1,277 @@
+"""Turn a query into the text a model reads, by a Jinja2 template with TOML front matter in its first comment.
+
+A template without `system`, `user` or `assistant` blocks is plain text for a base model; with them it is a chat, and
+`assistant` holds the beginning of the answer. Templates run in Jinja's immutable sandbox and see frozen records, so
+item text is always data. What label words mean, and what fits the context window, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from jinja2 import FunctionLoader, StrictUndefined, Undefined, UndefinedError, meta, nodes
+from jinja2 import Template as CompiledTemplate
+from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import field_validator
+
+from fewrec_prompt import artifacts
+from fewrec_prompt.artifacts import Settings
+from fewrec_prompt.errors import ArtifactError, TemplateError, did_you_mean
+from fewrec_prompt.text import one_line, shown_title
+from fewrec_prompt.types import Domain, Interaction, Item, Kind, Message, Prompt, Query, TemplateRef
+
+VARIABLES = ("history", "candidates", "item", "domain")
+REQUIRED: Mapping[Kind, str] = {"choose": "candidates", "judge": "item", "rate": "item"}
+ROLES = ("system", "user", "assistant")
+MAX_OUTPUT = 1_000_000  # characters: no context window holds more
+_INCLUDABLE = re.compile(r"(shipped/)?[a-z0-9][a-z0-9_.-]{0,63}\.jinja")
+_FRONT_MATTER = re.compile(r"\A\{#-?(.*?)-?#\}", re.DOTALL)
+
+
+class FrontMatter(Settings):
+    """What stands in a template's first comment."""
+
+    kind: Kind
+    description: str
+    source: str
+    verbalizer: str
+    lead: str = " "  # what stands between the prompt and the answer: " A" and "A" are different tokens
+    end: str = "\n"  # what closes a title, so that "Alien" and "Aliens" compete fairly
+
+    @field_validator("end")
+    @classmethod
+    def _closes(cls, end: str) -> str:
+        if not end:
+            raise ValueError("must not be empty: a title needs something that closes it")
+        return end
+
+
+class Record:
+    """Named values that a template can read and nothing else: no methods, no items, no way to change them."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "_values", dict(values))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("records do not change")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A compiled template. Call `render` with a query; the same query always gives the same prompt."""
+
+    front: FrontMatter
+    ref: TemplateRef
+    text: str
+    compiled: CompiledTemplate
+
+    @property
+    def name(self) -> str:
+        return self.ref.name
+
+    @property
+    def kind(self) -> Kind:
+        return self.front.kind
+
+    def render(self, query: Query, domain: Domain, *, item: Item | None = None, labels: Sequence[str] = ()) -> Prompt:
+        """The prompt for this query: about one `item` (judge, rate), or with a label for each candidate (choose).
+
+        Raises TemplateError with file and line if the template fails on this data.
+        """
+        values = {
+            "history": tuple(_of_interaction(interaction) for interaction in query.history),
+            "candidates": _labelled(query.candidates, labels),
+            "domain": Record({"singular": domain.singular, "plural": domain.plural, "verb": domain.verb}),
+        }
+        if item is not None:
+            values["item"] = _of_item(item)
+        parts = self._parts(values)
+        prefix = parts.pop("assistant", "")
+        messages = tuple(Message(role, text) for role, text in parts.items())  # type: ignore[arg-type]  # ROLES or plain
+        last = prefix or messages[-1].text
+        if last.endswith((" ", "\t")):
+            raise TemplateError(
+                f"{self.ref.origin}: the rendered prompt ends in a space; end it with text: "
+                "the answer brings its own space (`lead` in the front matter)"
+            )
+        return Prompt(messages, prefix, self.ref)
+
+    def _parts(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Rendered text by role: {"plain": …}, or the chat blocks in the order system, user, assistant."""
+        try:
+            context = self.compiled.new_context(dict(values))
+            plain = _bounded(self.compiled.root_render_func(context), self.ref.origin)
+            roles = [role for role in ROLES if role in context.blocks]
+            if not roles:
+                return {"plain": plain}
+            # root_render_func has resolved `extends`: the first function of a block is the one that overrides.
+            texts = {role: _bounded(context.blocks[role][0](context), self.ref.origin) for role in roles}
+        except TemplateError:
+            raise
+        except Exception as error:  # whatever the sandboxed code raised is the template's fault
+            raise TemplateError(_explain(error, self.compiled.filename or self.ref.origin)) from error
+        if "user" not in texts:
+            raise TemplateError(f"{self.ref.origin}: a chat template needs a `user` block")
+        return {role: text.strip("\n") for role, text in texts.items()}
+
+
+def load(name: str) -> Template:
+    """The template called `name` (a path, a file of ./prompts, or a shipped one), checked.
+
+    Raises TemplateError with file and line for bad syntax, unknown variables, or a kind whose variable is not used.
+    """
+    return read(artifacts.find("prompts", name))
+
+
+def read(path: Path) -> Template:
+    """The template in this file; see `load`."""
+    text = artifacts.read_text(path)
+    front = _front_matter(text, path)
+    loader = _Loader(path)
+    environment = _environment(loader)
+    try:
+        compiled = environment.get_template(path.name)
+        for source in loader.texts.values():
+            _check_names(environment, source, front.kind, str(path))
+        _load_parents(environment, text)
+    except TemplateSyntaxError as error:
+        raise TemplateError(f"{error.filename or path}:{error.lineno}: {error.message}") from error
+    except TemplateNotFound as error:
+        raise TemplateError(f"{path}: {error.message}") from error
+    _check_required(environment, loader, front.kind, path)
+    digest = sha256(b"\0".join(loader.texts[name].encode() for name in sorted(loader.texts))).hexdigest()
+    return Template(front, TemplateRef(path.stem, str(path), digest), text, compiled)
+
+
+def _front_matter(text: str, path: Path) -> FrontMatter:
+    match = _FRONT_MATTER.match(text)
+    if not match:
+        raise TemplateError(
+            f"{path}:1: no front matter; begin with a comment {{# … #}} that holds TOML: kind, description, source, verbalizer"
+        )
+    try:
+        return artifacts.parse_toml(match[1], FrontMatter, str(path))
+    except ArtifactError as error:
+        raise TemplateError(str(error)) from error
+
+
+class _Loader:
+    """Reads the template itself and what it extends or includes: files beside it, or "shipped/…" ones."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.texts: dict[str, str] = {}
+
+    def __call__(self, name: str) -> tuple[str, str, None] | None:
+        path = self.path if name == self.path.name else self._included(name)
+        self.texts[name] = artifacts.read_text(path)
+        return self.texts[name], str(path), None
+
+    def _included(self, name: str) -> Path:
+        shipped = name.startswith("shipped/")
+        root = artifacts.shipped_folder("prompts") if shipped else self.path.parent
+        path = root / name.removeprefix("shipped/")
+        if not _INCLUDABLE.fullmatch(name) or not path.is_file() or path.resolve().parent != root.resolve():
+            raise TemplateNotFound(
+                name, f"cannot include {name!r}; a template may include 'other.jinja' from its own folder "
+                "or 'shipped/other.jinja'"
+            )
+        return path
+
+
+def _environment(loader: _Loader) -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        loader=FunctionLoader(loader),
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    environment.globals.clear()
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    """Text and numbers only: a printed list or method is a mistake in a prompt, not a prompt."""
+    if isinstance(value, Undefined):
+        return str(value)  # raises UndefinedError
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return value
+    raise TypeError(f"a template prints text and numbers; this is a {type(value).__name__}; name one of its fields, or join it")
+
+
+def _check_names(environment: ImmutableSandboxedEnvironment, text: str, kind: Kind, where: str) -> None:
+    tree = environment.parse(text, filename=where)
+    allowed = [name for name in VARIABLES if name != "item" or REQUIRED.get(kind) == "item"]
+    for name in sorted(meta.find_undeclared_variables(tree) - set(allowed)):
+        line = min(node.lineno for node in tree.find_all(nodes.Name) if node.name == name)
+        raise TemplateError(f"{where}:{line}: unknown variable {name!r}; this template (kind {kind!r}) may use: "
+                            + did_you_mean(name, allowed))
+
+
+def _check_required(environment: ImmutableSandboxedEnvironment, loader: _Loader, kind: Kind, path: Path) -> None:
+    used = {name for text in loader.texts.values() for name in meta.find_undeclared_variables(environment.parse(text))}
+    needed = REQUIRED.get(kind)
+    if needed and needed not in used:
+        raise TemplateError(f"{path}:1: kind {kind!r} must show {needed!r}, and the template never uses it")
+
+
+def _load_parents(environment: ImmutableSandboxedEnvironment, text: str) -> None:
+    """Compile what the template refers to now, so that a bad include is found before the first user."""
+    for name in meta.find_referenced_templates(environment.parse(text)):
+        if name is None:
+            raise TemplateSyntaxError("extends, include and import take a constant name", 1)
+        environment.get_template(name)
+        _load_parents(environment, environment.loader.get_source(environment, name)[0])  # type: ignore[union-attr]
+
+
+def _bounded(pieces: Iterator[str], where: str) -> str:
+    parts, size = [], 0
+    for piece in pieces:
+        size += len(piece)
+        if size > MAX_OUTPUT:
+            raise TemplateError(f"{where}: the prompt grew over {MAX_OUTPUT:,} characters")
+        parts.append(piece)
+    return "".join(parts)
+
+
+def _of_item(item: Item, **more: Any) -> Record:
+    fields = {name: one_line(value) if isinstance(value, str) else value for name, value in item.fields}
+    return Record(fields | {"title": shown_title(item.id, item.title), "id": one_line(item.id)} | more)
+
+
+def _of_interaction(interaction: Interaction) -> Record:
+    known = {"rating": interaction.rating, "time": interaction.time}
+    return _of_item(interaction.item, **{name: value for name, value in known.items() if value is not None})
+
+
+def _labelled(candidates: Sequence[Item], labels: Sequence[str]) -> tuple[Record, ...]:
+    if not labels:
+        return tuple(_of_item(item) for item in candidates)
+    return tuple(_of_item(item, label=label) for item, label in zip(candidates, labels, strict=True))
+
+
+def _explain(error: Exception, filename: str) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".jinja")]
+    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else filename
+    message = str(error)
+    missing = re.search(r"has no attribute '(\w+)'", message)
+    if isinstance(error, UndefinedError) and missing:
+        return f"{where}: this item has no field {missing[1]!r}; " + did_you_mean(missing[1], ("title", "id", "rating", "time", "label"))
+    return f"{where}: {message or type(error).__name__}"
