@@ -2,7 +2,7 @@
 
 What fits is two columns of numbers: `references` and one column of predictions, flat or as lists, called once per user.
 
-* predictions declared as floats get the scores of the candidates;
+* predictions declared as floats get the scores of the candidates (rounded, where 32 bits are declared);
 * predictions declared as integers or truth values get a decision per candidate: 1 for the best-scored one, 0 for all
   others. If g candidates, r of them relevant, share the best score, the value is the mean over which of them is decided
   for: r/g times the value for a relevant one, (g-r)/g times that for another. It takes for granted that the metric does
@@ -105,7 +105,7 @@ def _numbers(answer: Any) -> dict[str, float]:
 
 
 def _fit(label: str, features: Any) -> tuple[str, bool, bool]:
-    """Of the first option that fits: column of the predictions, whether columns are lists, whether they are decisions."""
+    """Of the first inputs that fit: column of the predictions, whether they are lists, whether they are decisions."""
     options = features if isinstance(features, list) else [features]
     for option in options:
         kinds = {name: _kind(feature) for name, feature in option.items()}
