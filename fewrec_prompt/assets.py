@@ -1,4 +1,4 @@
-"""Models and data sets by name: fetched once as a wheel from the package index, verified, built, kept in a cache folder.
+"""Models and data sets by name: fetched once as a wheel from the package index, verified, built, kept in a cache.
 
 A finished asset is a folder `<home>/assets/<name>/` whose manifest `fewrec.json` lists its files; anything else (a half
 download, what a killed process left) lies under another name and never counts as present. One process builds an asset,
@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -93,8 +93,9 @@ ASSETS: dict[str, Asset] = {
             download_mb=2,
             members=tuple(f"recbole/dataset_example/ml-100k/ml-100k.{part}" for part in ("inter", "item", "user")),
             build="fewrec_prompt.assets:keep_ml_100k",
-            licence="MovieLens 100K, GroupLens Research, University of Minnesota: for research; not to be redistributed "
-            "or used commercially without their permission; cite Harper & Konstan 2015, doi:10.1145/2827872",
+            licence="MovieLens 100K, GroupLens Research, University of Minnesota: for research; not to be "
+            "redistributed or used commercially without their permission; "
+            "cite Harper & Konstan 2015, doi:10.1145/2827872",
         ),
     )
 }
@@ -272,7 +273,7 @@ def _make(asset: Asset, folder: Path, say: Say, download: Download) -> None:
 
 
 def _build_in(part: Path, asset: Asset, say: Say, download: Download) -> Path:
-    """Download, verify, take out, build. Each step's input is removed after it, which halves the room that is needed."""
+    """Download, verify, take out, build. Each step's input is removed after it: half the room will do."""
     wheel_folder, source, built = (part / step for step in ("wheel", "source", "built"))
     for step in (part, wheel_folder, source, built):
         step.mkdir()
@@ -409,10 +410,11 @@ def _says_disk_full(text: str) -> bool:
 
 
 def _no_wheel(asset: Asset, pip_says: str) -> str:
-    lines = [line.removeprefix("ERROR: ") for line in pip_says.splitlines() if line.startswith("ERROR: ")]
-    last = pip_says.strip().splitlines()[-1:]
+    reasons = re.findall(r"after connection broken by (.{1,300}): \S+$", pip_says, re.MULTILINE)[:1]
+    reasons += re.findall(r"^ERROR: (.+)$", pip_says, re.MULTILINE)[:2]
+    reason = "; ".join(reasons or pip_says.strip().splitlines()[-1:]) or "it gave no reason"
     return (
-        f"{asset.name}: pip could not download {asset.requirement}: {'; '.join((lines or last)[:3]) or 'no reason given'}. "
+        f"{asset.name}: pip could not download {asset.requirement}: {reason}. "
         "Check the connection, or tell pip where the wheel is: PIP_INDEX_URL=… for a mirror, "
         f"PIP_FIND_LINKS=folder for a file that you fetched elsewhere; then run: fewrec assets get {asset.name}"
     )

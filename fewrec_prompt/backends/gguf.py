@@ -80,7 +80,7 @@ def _tokenizer(file: Path, facts: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _model(file: Path) -> torch.nn.Module:
+def _model(file: Path) -> Any:
     """The model in bf16, free of the GGUF quantizer that would refuse to save it."""
     loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     settings = {key: value for key, value in loaded.config.to_dict().items() if key not in NOT_OURS}
