@@ -42,5 +42,5 @@ setup:
 setup-dev:
 	@bash tools/setup.sh dev
 
-assets:
+assets: setup
 	$(BIN)/fewrec assets get $(ASSETS)
