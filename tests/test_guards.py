@@ -52,7 +52,7 @@ def _uses(node: ast.AST, aliases: dict[str, str]) -> Iterator[tuple[int, str]]:
 
 def _aliases(tree: ast.AST) -> dict[str, str]:
     """What the names of imported modules stand for: {"t": "torch"} for `import torch as t`."""
-    found = {}
+    found: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {item.asname: item.name for item in node.names if item.asname}

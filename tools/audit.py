@@ -29,9 +29,8 @@ def installed() -> list[str]:
 
 def ignored(pyproject: Path) -> dict[str, str]:
     """Vulnerability ids that are not counted, with the reason of each. Raises ValueError if a reason is missing."""
-    table = (
-        tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {}).get("fewrec-audit", {}).get("ignore", {})
-    )
+    settings = tomllib.loads(pyproject.read_text(encoding="utf-8"))
+    table: dict[str, str] = settings.get("tool", {}).get("fewrec-audit", {}).get("ignore", {})
     for name, reason in table.items():
         if not isinstance(reason, str) or not reason.strip():
             raise ValueError(f"{pyproject.name}: {name} is ignored without a reason; write why it does not concern us")
