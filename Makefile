@@ -1,0 +1,46 @@
+# What a person runs. Each target works on a fresh clone, and again after an interrupted run: see tools/setup.sh.
+# PYTHON=… names the interpreter that .venv is made with; PYTEST_ARGS=… goes to pytest.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-long lint guards audit clean setup setup-dev assets
+
+BIN := .venv/bin
+ASSETS := smollm2-135m ml-100k
+TASK := eval/movielens-100k.toml
+PYTEST := FEWREC_REQUIRE_ASSETS=1 $(BIN)/python -m pytest --durations=20 $(PYTEST_ARGS)
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: setup assets ## install, fetch model and data, rank films for 200 people, print the table
+	$(BIN)/fewrec eval $(TASK)
+
+test: setup-dev assets ## install, fetch model and data, run the tests; a test that lacks its asset fails
+	$(PYTEST)
+
+test-long: setup-dev assets ## the same tests at larger counts
+	$(PYTEST) -m long
+
+lint: setup-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+guards: audit ## known vulnerabilities of what is installed; calls that the code must not hold
+	$(BIN)/python -m pytest -q tests/test_guards.py tests/test_floors.py
+
+audit: setup-dev
+	$(BIN)/python tools/audit.py
+
+clean: ## remove .venv and what tools left; runs, adapters and fetched assets stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup:
+	@bash tools/setup.sh
+
+setup-dev:
+	@bash tools/setup.sh dev
+
+assets: setup
+	$(BIN)/fewrec assets get $(ASSETS)

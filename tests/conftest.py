@@ -1,0 +1,29 @@
+"""What tests of several files share: the embedded model and data, or the reason why a test cannot run without them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fewrec_prompt import assets
+
+
+def _asset(name: str) -> Path:
+    if assets.is_present(name):
+        return assets.path(name)
+    reason = f"asset {name} is not here; run: fewrec assets get {name}"
+    if os.environ.get("FEWREC_REQUIRE_ASSETS") == "1":  # set where a skipped test would go unnoticed
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Folder of the embedded model: safetensors, tokenizer, chat template."""
+    return _asset("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def ml_100k() -> Path:
+    """Folder of MovieLens-100K as ml-100k.inter, .item and .user."""
+    return _asset("ml-100k")
