@@ -1,0 +1,135 @@
+"""A catalogue and who took what of it, when: interactions as arrays, sorted by person and time."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fewrec_prompt.data.catalogue import Catalogue, Fields
+from fewrec_prompt.data.tables import Coded, Table
+from fewrec_prompt.errors import DataError, did_you_mean
+from fewrec_prompt.types import Interaction, Item
+
+Codes = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
+T = TypeVar("T", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Items, and interactions sorted by (user id, time, row of the file).
+
+    User u (a position in `user_ids`) has the interactions starts[u] to starts[u + 1], and interaction i is with
+    item_ids[codes[i]]. Ids are sorted, so that nothing depends on the order of a file but ties in time.
+    """
+
+    name: str
+    items: Mapping[str, Item]
+    user_ids: tuple[str, ...]
+    item_ids: tuple[str, ...]
+    starts: npt.NDArray[np.int64]
+    codes: Codes
+    ratings: Floats | None  # NaN where one is missing; None if there are none
+    times: Floats | None  # seconds since 1970, likewise
+    empty_titles: int = 0
+    sources: Mapping[str, str] = field(default_factory=dict)  # sha256 by file name
+    users: Mapping[str, Fields] = field(default_factory=dict)  # what is known of the people, if anything
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """How many users, items and interactions there are."""
+        return len(self.user_ids), len(self.item_ids), len(self.codes)
+
+    def user(self, user_id: str) -> int:
+        """The person's position in `user_ids`. Raises DataError if there is no such person."""
+        position = bisect_left(self.user_ids, user_id)
+        if position == len(self.user_ids) or self.user_ids[position] != user_id:
+            near = did_you_mean(user_id, self.user_ids[max(0, position - 5) : position + 5])
+            raise DataError(f"{self.name}: no user {user_id!r} has interactions; near it in the list are {near}")
+        return position
+
+    def of(self, user: int) -> slice:
+        """The interactions of the user at this position, oldest first, as a slice of the arrays."""
+        return slice(int(self.starts[user]), int(self.starts[user + 1]))
+
+    def interactions(self, user_id: str) -> tuple[Interaction, ...]:
+        """All interactions of this person, oldest first."""
+        mine = self.of(self.user(user_id))
+        return self.at(range(mine.start, mine.stop))
+
+    def at(self, positions: Iterable[int]) -> tuple[Interaction, ...]:
+        """The interactions at these positions of the arrays."""
+        return tuple(
+            Interaction(self.item(int(self.codes[i])), _known(self.ratings, i), _known(self.times, i))
+            for i in positions
+        )
+
+    def item(self, code: int) -> Item:
+        """The item that this code stands for."""
+        return self.items[self.item_ids[code]]
+
+
+def dataset(
+    name: str,
+    catalogue: Catalogue,
+    table: Table,
+    *,
+    user: str,
+    item: str,
+    rating: str,
+    time: str,
+) -> Dataset:
+    """A Dataset of a catalogue and a table of interactions, given the names of its columns; rating, time may be absent.
+
+    Raises DataError with the place of an item that is not in the catalogue.
+    """
+    item_ids = tuple(sorted(catalogue.items))
+    codes = _item_codes(table, item, item_ids)
+    user_ids, users = _sorted_codes(table[user])
+    times, ratings = table.get(time), table.get(rating)
+    order = np.lexsort((users,) if times is None else (times, users))  # stable: ties keep the order of the file
+    starts = np.searchsorted(users[order], np.arange(len(user_ids) + 1))
+    return Dataset(
+        name,
+        catalogue.items,
+        user_ids,
+        item_ids,
+        starts=_frozen(starts),
+        codes=_frozen(codes[order]),
+        ratings=None if ratings is None else _frozen(ratings[order]),
+        times=None if times is None else _frozen(times[order]),
+        empty_titles=catalogue.empty_titles,
+    )
+
+
+def _item_codes(table: Table, column: str, item_ids: tuple[str, ...]) -> Codes:
+    """Positions in `item_ids` of the items in the column."""
+    coded: Coded = table[column]
+    position = {item_id: code for code, item_id in enumerate(item_ids)}
+    for code, item_id in enumerate(coded.values):
+        if item_id not in position:
+            row = int(np.argmax(coded.codes == code))
+            raise DataError(f"{table.place(row, column)}: item {item_id!r} is not in the catalogue")
+    return np.array([position[item_id] for item_id in coded.values], dtype=np.int32)[coded.codes]
+
+
+def _sorted_codes(coded: Coded) -> tuple[tuple[str, ...], Codes]:
+    """The distinct ids in order, and the column as positions in them."""
+    order = sorted(range(len(coded.values)), key=coded.values.__getitem__)
+    rank = np.empty(len(order), dtype=np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    return tuple(coded.values[code] for code in order), rank[coded.codes]
+
+
+def _frozen(values: npt.NDArray[T]) -> npt.NDArray[T]:
+    values.setflags(write=False)
+    return values
+
+
+def _known(values: Floats | None, position: int) -> float | None:
+    return None if values is None or np.isnan(values[position]) else float(values[position])

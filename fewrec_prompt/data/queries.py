@@ -1,0 +1,30 @@
+"""Queries, and apart from them the answers: what a study starts from, wherever it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fewrec_prompt.types import Query
+
+PROBLEMS = ("missing_target", "duplicate_candidates", "history_repeats", "unknown_ids", "empty_titles")
+"""What can be counted: queries that have the problem, and for empty_titles items of the catalogue."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuerySet:
+    """Queries to rank, and what is needed to judge the rankings afterwards.
+
+    Recommenders get single queries and the popularity, never this: `qrels` is for the harness alone.
+    """
+
+    queries: tuple[Query, ...]
+    qrels: Mapping[str, frozenset[str]]  # target ids by user id, perhaps not among the candidates; empty: only to rank
+    problems: dict[str, int]  # every name of PROBLEMS, most often with 0
+    popularity: Mapping[str, int]  # interactions by item id, for every item; no target is counted in it
+    sources: dict[str, str]  # sha256 of the files it was made from, by file name
+
+
+def no_problems(empty_titles: int = 0) -> dict[str, int]:
+    """A count of zero for every kind of problem, but for the titles."""
+    return dict.fromkeys(PROBLEMS, 0) | {"empty_titles": empty_titles}
