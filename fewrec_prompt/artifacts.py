@@ -51,12 +51,15 @@ def find(kind: str, name: str) -> Path:
     if as_path.suffix == SUFFIX[kind] or os.sep in name:
         if as_path.is_file():
             return as_path
-        raise ArtifactError(f"{name}: no such file; give a path to a {SUFFIX[kind]} file or one of the names: "
-                            + did_you_mean(as_path.stem, names(kind)))
+        raise ArtifactError(
+            f"{name}: no such file; give a path to a {SUFFIX[kind]} file or one of the names: "
+            + did_you_mean(as_path.stem, names(kind))
+        )
     known = names(kind)
     if name not in known:
-        raise ArtifactError(f"no {kind} file named {name!r} in ./{kind} or among the shipped ones; "
-                            + did_you_mean(name, known))
+        raise ArtifactError(
+            f"no {kind} file named {name!r} in ./{kind} or among the shipped ones; " + did_you_mean(name, known)
+        )
     return known[name]
 
 

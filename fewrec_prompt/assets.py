@@ -49,6 +49,7 @@ class Asset:
     members: tuple[str, ...]
     build: str
     licence: str
+    layout: str | None = None  # of a data set: how its files are read, a name in data.LAYOUTS
     revision: int = 1
 
 
@@ -62,6 +63,7 @@ class Description:
     n_bytes: int
     download_mb: int
     licence: str
+    layout: str | None
 
     @property
     def present(self) -> bool:
@@ -137,7 +139,7 @@ def describe(name: str) -> Description:
     if folder.is_dir():
         state = "damaged" if _problem(asset, folder) else "present"
     n_bytes = sum(entry["bytes"] for entry in _manifest(folder)["files"].values()) if state == "present" else 0
-    return Description(asset.name, asset.kind, state, n_bytes, asset.download_mb, asset.licence)
+    return Description(asset.name, asset.kind, state, n_bytes, asset.download_mb, asset.licence, asset.layout)
 
 
 def get(name: str, say: Say = quiet, *, verify: bool = False) -> Path:

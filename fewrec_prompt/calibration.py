@@ -34,7 +34,7 @@ class Calibration:
     def needs_twin(self) -> bool:
         return self.name != "none"
 
-    def apply(self, scores: Any, twin_scores: Any | None) -> Any:
+    def apply(self, scores: Any, twin_scores: Any) -> Any:
         """Calibrated scores, of the type and shape of `scores`."""
         return scores - self.alpha * twin_scores if self.needs_twin else scores
 

@@ -26,7 +26,7 @@ from fewrec_prompt.errors import TaskError
 from fewrec_prompt.files import replaced
 from fewrec_prompt.recommender import Answers, Chosen, Recommender, choose, label_mass
 from fewrec_prompt.runs import RunStore, Unit, check_folder, new_folder
-from fewrec_prompt.significance import bootstrap_interval
+from fewrec_prompt.significance import Interval, bootstrap_interval
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.templates import Template
 from fewrec_prompt.types import Query, Ranking
@@ -121,7 +121,7 @@ class Options:
 
 def evaluate(
     task: Task | str | Path,
-    options: Options = Options(),  # noqa: B008  # frozen
+    options: Options = Options(),  # frozen
     *,
     out: Path | None = None,
     backend: Backend | None = None,
@@ -183,7 +183,9 @@ def _check_names(rows: Sequence[Row]) -> None:
     names = [row.name for row in rows]
     for name in names:
         if names.count(name) > 1 or name in BASELINES:
-            raise TaskError(f"two rows are called {name!r}; rows must differ in prompt, verbalizer, length or calibration")
+            raise TaskError(
+                f"two rows are called {name!r}; rows must differ in prompt, verbalizer, length or calibration"
+            )
 
 
 def _score(rows: Sequence[Row], queries: Sequence[Query], store: RunStore, progress: Progress) -> None:
@@ -242,7 +244,8 @@ def _baselines(queries: QuerySet) -> Iterable[Scored]:
 
 def _read(row: Row, queries: Sequence[Query], store: RunStore) -> Scored:
     """Turn the logged answers of a row into rankings."""
-    rankings, cost, mass, cut = [], [], [], 0
+    rankings, cost, cut = [], [], 0
+    mass: list[float] = []
     for query in queries:
         asked = _saved(store, row.asks, query)
         twins = _saved(store, row.asks + "/twin", query) if row.recommender.calibration.needs_twin else None
@@ -307,14 +310,18 @@ def _record(row: Scored, values: Mapping[str, np.ndarray], seed: int) -> dict[st
         "length": settings.length if settings else None,
         "n_users": len(row.rankings),
         "ms_per_user": row.ms_per_user,
-        "metrics": {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in intervals.items()},
+        "metrics": {name: _interval(interval) for name, interval in intervals.items()},
         "notes": dict(row.notes or {}),
     }
 
 
-def _header(
-    task: Task, options: Options, rows: Sequence[Row], queries: QuerySet, backend: Backend
-) -> dict[str, Any]:
+def _interval(interval: Interval) -> dict[str, float | None]:
+    """JSON has no NaN: a metric that no user has a value for is null."""
+    numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {name: None if np.isnan(number) else number for name, number in numbers.items()}
+
+
+def _header(task: Task, options: Options, rows: Sequence[Row], queries: QuerySet, backend: Backend) -> dict[str, Any]:
     """Everything that decides the result; resuming compares it field by field."""
     files = backend.files
     return {
@@ -327,7 +334,9 @@ def _header(
         "model": {"name": files.name, "sha256": files.sha256} if files else {"name": type(backend).__name__},
         "numerics": backend.mode.to_dict(),
         "templates": {row.settings.prompt: _template_record(row) for row in rows},
-        "verbalizers": {str(row.settings.verbalizer): row.recommender.verbalizer.model_dump(mode="json") for row in rows},
+        "verbalizers": {
+            str(row.settings.verbalizer): row.recommender.verbalizer.model_dump(mode="json") for row in rows
+        },
         "versions": {name: version(name) for name in LIBRARIES},
     }
 
@@ -341,7 +350,12 @@ def _queries_digest(queries: QuerySet) -> str:
     """sha256 over every history, candidate list and answer, in order."""
     whole = sha256()
     for query in queries.queries:
-        parts = [query.user_id, *(seen.item.id for seen in query.history), "\1", *(item.id for item in query.candidates)]
+        parts = [
+            query.user_id,
+            *(seen.item.id for seen in query.history),
+            "\1",
+            *(item.id for item in query.candidates),
+        ]
         parts += ["\1", *sorted(queries.qrels.get(query.user_id, ()))]
         whole.update("\0".join(parts).encode("utf-8", "surrogatepass") + b"\2")
     return whole.hexdigest()
@@ -357,7 +371,9 @@ def _ranking_columns(scored: Sequence[Scored]) -> dict[str, list[Any]]:
     return _columns(("row", "user_id", "item_id", "score", "rank"), places)
 
 
-def _measurement_columns(scored: Sequence[Scored], values: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[Any]]:
+def _measurement_columns(
+    scored: Sequence[Scored], values: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, list[Any]]:
     places = [
         (row.name, ranking.user_id, metric, float(value))
         for row in scored

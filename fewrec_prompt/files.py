@@ -42,5 +42,7 @@ def disk_error(error: OSError, path: Path) -> Exception:
     """A StorageError that names the path if the disk is at fault, else the error itself."""
     if error.errno not in _DISK:
         return error
-    return StorageError(f"{path}: cannot be written ({os.strerror(error.errno or 0)}); what was saved before is intact. "
-                        "Free some space or choose another folder, then run the same command again")
+    return StorageError(
+        f"{path}: cannot be written ({os.strerror(error.errno or 0)}); what was saved before is intact. "
+        "Free some space or choose another folder, then run the same command again"
+    )

@@ -19,6 +19,7 @@ from fewrec_prompt.templates import Template
 from fewrec_prompt.types import Domain, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import Length, Verbalizer
 
+NEUTRAL, UNCALIBRATED = Domain(), Calibration()
 LABEL_MASS = 1e-6  # a model that gives all labels together less than this is answering something else
 
 
@@ -67,8 +68,8 @@ class Recommender:
     template: Template
     verbalizer: verbalizers.AnyVerbalizer
     backend: Backend
-    domain: Domain = Domain()
-    calibration: Calibration = Calibration()
+    domain: Domain = NEUTRAL
+    calibration: Calibration = UNCALIBRATED
 
     def __post_init__(self) -> None:
         check_kinds(self.template, self.verbalizer)
@@ -85,7 +86,7 @@ class Recommender:
         length: Length | None = None,
         precision: str = "auto",
         device: str | None = None,
-        domain: Domain = Domain(),  # noqa: B008  # frozen
+        domain: Domain = NEUTRAL,
         say: Say = quiet,
     ) -> Recommender:
         """A recommender from names: an embedded model, folder or hub id; a template; its own verbalizer by default.
@@ -113,7 +114,7 @@ class Recommender:
         return Answers(asked, self.ask_twin(query) if self.calibration.needs_twin else (), n_history)
 
     def ask(self, query: Query) -> tuple[tuple[TokenLogprobs, ...], int]:
-        """Log-probabilities of the query's own questions (one unit of computation), and the history items that fitted."""
+        """Log-probabilities of the query's own questions (one unit), and how many history items fitted."""
         fitted, questions = self._fit(query)
         logged = tuple(self.backend.logprobs(questions))
         self._check_label_mass(questions, logged)
@@ -168,7 +169,7 @@ class Recommender:
         for question, rows in zip(questions, asked, strict=True):
             if question.labels and (mass := label_mass(rows)) < LABEL_MASS:
                 raise VerbalizerError(
-                    f"{self.template.ref.origin}: the model gives all label words together a probability of {mass:.1e}, "
+                    f"{self.template.ref.origin}: the model gives all labels together a probability of {mass:.1e}, "
                     "so their order means nothing; end the template where the answer begins, or choose other labels"
                 )
 
@@ -189,9 +190,7 @@ def check_kinds(template: Template, verbalizer: Verbalizer) -> None:
         )
 
 
-def choose(
-    prompt: str, verbalizer: str | None, calibrate: str, alpha: float | None, length: Length | None
-) -> Chosen:
+def choose(prompt: str, verbalizer: str | None, calibrate: str, alpha: float | None, length: Length | None) -> Chosen:
     """Template, verbalizer and calibration from their names, checked against each other; None takes the default."""
     template = templates.load(prompt)
     reader = verbalizers.load(verbalizer or template.front.verbalizer)

@@ -29,7 +29,8 @@ class Registry(Mapping[str, str]):
         except KeyError:
             raise FewrecError(f"unknown {self.kind} {name!r}; {did_you_mean(name, self)}") from None
         module, _, attribute = target.partition(":")
-        return getattr(import_module(module), attribute)
+        found: Callable[..., Any] = getattr(import_module(module), attribute)
+        return found
 
     def _names(self) -> dict[str, str]:
         if self._group is None:

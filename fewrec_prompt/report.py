@@ -45,7 +45,8 @@ difference.</p>
 <tbody>
 {% for row in rows %}
 <tr><td>{{ row.name }}</td>
-{% for cell in row.cells %}<td{% if cell.best %} class="best"{% endif %}>{{ cell.value }}<small>{{ cell.interval }}</small></td>
+{% for cell in row.cells %}
+<td{% if cell.best %} class="best"{% endif %}>{{ cell.value }}<small>{{ cell.interval }}</small></td>
 {% endfor %}<td>{{ row.ms }}</td></tr>
 {% endfor %}
 </tbody></table></div>

@@ -64,7 +64,9 @@ class RunStore:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise LockedError(f"{self.folder}: another process is writing this run; wait for it or use another --out") from error
+            raise LockedError(
+                f"{self.folder}: another process is writing this run; wait for it or use another --out"
+            ) from error
 
     def _open(self) -> sqlite3.Connection:
         with self._disk():
@@ -87,7 +89,8 @@ class RunStore:
     def get(self, questions: str, user_id: str) -> Unit | None:
         """What is saved for these questions of this user; a damaged row is dropped and counts as not there."""
         row = self._database.execute(
-            "SELECT n_history, ms, shapes, logprobs, crc FROM units WHERE questions=? AND user_id=?", (questions, user_id)
+            "SELECT n_history, ms, shapes, logprobs, crc FROM units WHERE questions=? AND user_id=?",
+            (questions, user_id),
         ).fetchone()
         if row is None:
             return None
@@ -131,7 +134,7 @@ class RunStore:
 
 
 def check_folder(folder: Path, header: Mapping[str, Any] | None = None) -> None:
-    """Raises RunError unless the folder is absent, empty, or an unfinished run (of the same header, where one is given)."""
+    """Raises RunError unless the folder is absent, empty, or an unfinished run (of this header, if given)."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():
@@ -154,7 +157,7 @@ def _check_same(folder: Path, header: Mapping[str, Any]) -> None:
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise RunError(
-            f"{folder}: holds an unfinished run with another {', '.join(changed)}; repeat that run's command to resume it, "
+            f"{folder}: holds an unfinished run with another {', '.join(changed)}; repeat its command to resume it, "
             "or give --out a new folder"
         )
 

@@ -14,4 +14,6 @@ def rng_for(seed: int, *address: str | int) -> np.random.Generator:
     import numpy as np
 
     place = "\x1f".join(str(part) for part in (seed, *address))
-    return np.random.default_rng(np.frombuffer(sha256(place.encode("utf-8", "surrogatepass")).digest(), dtype=np.uint32))
+    return np.random.default_rng(
+        np.frombuffer(sha256(place.encode("utf-8", "surrogatepass")).digest(), dtype=np.uint32)
+    )

@@ -102,7 +102,9 @@ class Task:
         """A path of the task file. Raises TaskError if nothing is there."""
         path = self.path.parent / name
         if not path.is_file():
-            raise TaskError(f"{self.path}: {name}: no such file; paths are relative to the task file ({self.path.parent}/)")
+            raise TaskError(
+                f"{self.path}: {name}: no such file; paths are relative to the task file ({self.path.parent}/)"
+            )
         return path
 
 
@@ -123,9 +125,7 @@ def load_catalogue(task: Task, say: Say = quiet) -> Mapping[str, Item]:
     return read_catalogue(task.file(str(settings.items))).items
 
 
-def load_queries(
-    task: Task, split: Split = "test", candidates: Path | None = None, say: Say = quiet
-) -> QuerySet:
+def load_queries(task: Task, split: Split = "test", candidates: Path | None = None, say: Say = quiet) -> QuerySet:
     """Queries and answers of a task: drawn from its data set, read from its files, or from a candidate file.
 
     `candidates` is a file that an earlier run wrote; it replaces what the task would draw. Raises DataError.

@@ -162,7 +162,7 @@ def _front_matter(text: str, path: Path) -> FrontMatter:
     match = _FRONT_MATTER.match(text)
     if not match:
         raise TemplateError(
-            f"{path}:1: no front matter; begin with a comment {{# … #}} that holds TOML: kind, description, source, verbalizer"
+            f"{path}:1: no front matter; begin with a comment {{# … #}} of TOML: kind, description, source, verbalizer"
         )
     try:
         return artifacts.parse_toml(match[1], FrontMatter, str(path))
@@ -188,8 +188,9 @@ class _Loader:
         path = root / name.removeprefix("shipped/")
         if not _INCLUDABLE.fullmatch(name) or not path.is_file() or path.resolve().parent != root.resolve():
             raise TemplateNotFound(
-                name, f"cannot include {name!r}; a template may include 'other.jinja' from its own folder "
-                "or 'shipped/other.jinja'"
+                name,
+                f"cannot include {name!r}; a template may include 'other.jinja' from its own folder "
+                "or 'shipped/other.jinja'",
             )
         return path
 
@@ -213,7 +214,9 @@ def _printable(value: Any) -> Any:
         return str(value)  # raises UndefinedError
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return value
-    raise TypeError(f"a template prints text and numbers; this is a {type(value).__name__}; name one of its fields, or join it")
+    raise TypeError(
+        f"a template prints text and numbers; this is a {type(value).__name__}; name one of its fields, or join it"
+    )
 
 
 def _check_names(environment: ImmutableSandboxedEnvironment, text: str, kind: Kind, where: str) -> None:
@@ -221,8 +224,10 @@ def _check_names(environment: ImmutableSandboxedEnvironment, text: str, kind: Ki
     allowed = [name for name in VARIABLES if name != "item" or REQUIRED.get(kind) == "item"]
     for name in sorted(meta.find_undeclared_variables(tree) - set(allowed)):
         line = min(node.lineno for node in tree.find_all(nodes.Name) if node.name == name)
-        raise TemplateError(f"{where}:{line}: unknown variable {name!r}; this template (kind {kind!r}) may use: "
-                            + did_you_mean(name, allowed))
+        raise TemplateError(
+            f"{where}:{line}: unknown variable {name!r}; this template (kind {kind!r}) may use: "
+            + did_you_mean(name, allowed)
+        )
 
 
 def _check_required(environment: ImmutableSandboxedEnvironment, loader: _Loader, kind: Kind, path: Path) -> None:
@@ -273,5 +278,7 @@ def _explain(error: Exception, filename: str) -> str:
     message = str(error)
     missing = re.search(r"has no attribute '(\w+)'", message)
     if isinstance(error, UndefinedError) and missing:
-        return f"{where}: this item has no field {missing[1]!r}; " + did_you_mean(missing[1], ("title", "id", "rating", "time", "label"))
+        return f"{where}: this item has no field {missing[1]!r}; " + did_you_mean(
+            missing[1], ("title", "id", "rating", "time", "label")
+        )
     return f"{where}: {message or type(error).__name__}"

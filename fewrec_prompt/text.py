@@ -9,12 +9,14 @@ import re
 import unicodedata
 
 MAX_TITLE = 512  # characters; the longest title in the data sets at hand has 230
-_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]")
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]"
+)
 _SPACE = re.compile(r"\s+")
 
 
 def one_line(text: str) -> str:
-    """The text in NFC on one line: white space collapsed, control and direction characters dropped, 512 characters kept.
+    """The text in NFC on one line: white space collapsed, control characters dropped, 512 characters kept.
 
     A newline in a title could otherwise pass for the next candidate, and characters that a tokenizer drops would make
     two titles one. Lone surrogates become U+FFFD. Idempotent.

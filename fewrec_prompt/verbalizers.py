@@ -26,8 +26,11 @@ Words = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 class Render(Protocol):
     """A template bound to its domain: makes the prompt, and says what stands before and after an answer."""
 
-    lead: str
-    end: str
+    @property
+    def lead(self) -> str: ...
+
+    @property
+    def end(self) -> str: ...
 
     def __call__(self, query: Query, *, item: Item | None = None, labels: Sequence[str] = ()) -> Prompt: ...
 
@@ -35,7 +38,8 @@ class Render(Protocol):
 class Verbalizer(Protocol):
     """How a model's answer becomes scores: `ask` makes the questions of one round, `read` their answers' scores."""
 
-    kind: Kind
+    @property
+    def kind(self) -> Kind: ...
 
     def ask(self, query: Query, render: Render) -> list[Question]: ...
 

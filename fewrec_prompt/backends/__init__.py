@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from fewrec_prompt.registry import Registry
-from fewrec_prompt.types import Prompt, Question, TokenLogprobs
+from fewrec_prompt.types import Question, TokenLogprobs
 
 BACKENDS = Registry("backend", {"causal": "fewrec_prompt.backends.causal:load"}, group="fewrec_prompt.backends")
 

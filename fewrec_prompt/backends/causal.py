@@ -15,8 +15,8 @@ import torch
 
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import engine
-from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.backends.models import ModelFiles, locate
+from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.backends.precision import NumericMode, choose_device, choose_precision, loading_options
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.errors import ModelError, NumericError

@@ -38,7 +38,8 @@ def _tree_logprobs(model: Any, tree: Tree) -> dict[int, torch.Tensor]:
     ).last_hidden_state[0]
     pairs = [pair for reads in tree.reads.values() for pair in reads]
     scored = torch.cat([_read(model, hidden, pairs[at : at + HEAD_ROWS]) for at in range(0, len(pairs), HEAD_ROWS)])
-    return dict(zip(tree.reads, scored.split([len(reads) for reads in tree.reads.values()]), strict=True))
+    rows = torch.split(scored, [len(reads) for reads in tree.reads.values()])  # type: ignore[no-untyped-call]
+    return dict(zip(tree.reads, rows, strict=True))
 
 
 def _float_mask(tree: Tree, model: Any) -> torch.Tensor:
@@ -54,13 +55,14 @@ def _read(model: Any, hidden: torch.Tensor, pairs: Sequence[tuple[int, int]]) ->
     unique, place = torch.unique(torch.tensor(nodes, device=hidden.device), return_inverse=True)
     logits = _logits(model, hidden[unique])
     wanted = logits[place, torch.tensor(targets, device=hidden.device)]
-    return wanted - logits.logsumexp(-1)[place]
+    scored: torch.Tensor = wanted - logits.logsumexp(-1)[place]
+    return scored
 
 
 def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """LM head in the model's precision, then fp32, with the scaling and soft cap that some families put after it."""
     head = model.get_output_embeddings()
-    logits = head(hidden).float()
+    logits: torch.Tensor = head(hidden).float()
     config = model.config.get_text_config()
     if scale := getattr(config, "logit_scale", None):  # Cohere
         logits = logits * scale

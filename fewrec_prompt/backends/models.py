@@ -7,7 +7,6 @@ seconds, before the libraries start to retry.
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import urllib.error
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from fewrec_prompt import assets
 from fewrec_prompt.assets import Say, quiet
-from fewrec_prompt.errors import AssetError, ModelError, did_you_mean
+from fewrec_prompt.errors import ModelError, did_you_mean
 
 HUB_SECONDS = 3.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -53,7 +52,7 @@ def _folder(name: str, say: Say) -> Path:
         return assets.get(name, say)
     if not _HUB_ID.fullmatch(name):
         raise ModelError(
-            f"no model {name!r}: not a folder here, not an embedded model ({did_you_mean(name, assets.asset_names())}), "
+            f"no model {name!r}: not a folder here, not embedded ({did_you_mean(name, assets.asset_names())}), "
             "and not a hub id of the form owner/name"
         )
     return _from_hub(name, say)
@@ -105,8 +104,10 @@ def _ask_hub(endpoint: str, found: list[str]) -> None:
 def _check(folder: Path, name: str) -> None:
     for needed in ("config.json", "tokenizer.json"):
         if not (folder / needed).is_file():
-            raise ModelError(f"{name}: {needed} is missing in {folder}; a model folder holds config.json, "
-                             "tokenizer.json and *.safetensors")
+            raise ModelError(
+                f"{name}: {needed} is missing in {folder}; a model folder holds config.json, "
+                "tokenizer.json and *.safetensors"
+            )
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "pkl") for path in folder.glob(f"*.{suffix}"))
         found = f"only {', '.join(pickles)}, which may run code when loaded" if pickles else "no weights"

@@ -16,7 +16,9 @@ import torch
 from fewrec_prompt.errors import ModelError, did_you_mean
 
 PrecisionName = Literal["auto", "fp32", "bf16", "int8", "int4"]
-INT8_THRESHOLD = 6.0  # LLM.int8's own default; activations above it stay in 16 bits (Dettmers et al. 2022, arXiv 2208.07339)
+INT8_THRESHOLD = (
+    6.0  # LLM.int8's own default; activations above it stay in 16 bits (Dettmers et al. 2022, arXiv 2208.07339)
+)
 
 
 @dataclass(frozen=True, slots=True)

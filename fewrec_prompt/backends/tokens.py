@@ -27,7 +27,9 @@ class QuestionTokenizer:
             raise ModelError(f"{type(tokenizer).__name__} is a slow tokenizer; the model needs a tokenizer.json")
         self._tokenizer = tokenizer
         self._control = {
-            token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items() if token.content.strip()
+            token_id: token.content
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if token.content.strip()
         }
         self._text = _without_control_tokens(backend)
         self._start = _leading_ids(tokenizer)

@@ -1,4 +1,4 @@
-"""What the commands share in talking to a person: lines of progress, a bar with the time left, and the table of a run."""
+"""What the commands share in talking to a person: lines, a bar with the time left, the table of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fewrec_prompt.evaluation import Progress
 from fewrec_prompt.report import metric_names, milliseconds, percent
@@ -29,8 +28,14 @@ def progress_bar() -> Iterator[Progress]:
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, console=console, speed_estimate_period=120) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
@@ -50,26 +55,24 @@ def _lines() -> Progress:
 
 
 def print_table(record: Mapping[str, Any]) -> None:
-    """The rows of a run: metrics in per cent, the interval of the first nDCG@10 (or first metric), ms per user."""
-    rows = record["rows"]
-    names = metric_names(rows)
+    """The rows of a run: metrics in per cent, the interval of nDCG@10 (else of the first metric), ms per user."""
+    names = metric_names(record["rows"])
     main = "nDCG@10" if "nDCG@10" in names else next(iter(names), None)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("row", no_wrap=True)
+    heads = ["row"]
     for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-        if name == main:
-            table.add_column("95 %", justify="right", no_wrap=True)
-    table.add_column("ms/user", justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(row["name"], *_cells(row, names, main), milliseconds(row["ms_per_user"]))
-    console = Console()
-    console.print(table if console.is_terminal else table, soft_wrap=True)
+        heads += [name, "95 %"] if name == main else [name]
+    lines = [[*heads, "ms/user"], *(_cells(row, names, main) for row in record["rows"])]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for first, *others in lines:
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+        typer.echo("  ".join([f"{first:<{widths[0]}}", *cells]))
 
 
-def _cells(row: Mapping[str, Any], names: list[str], main: str | None) -> Iterator[str]:
+def _cells(row: Mapping[str, Any], names: list[str], main: str | None) -> list[str]:
+    cells = [row["name"]]
     for name in names:
         metric = row["metrics"][name]
-        yield percent(metric["value"])
+        cells.append(percent(metric["value"]))
         if name == main:
-            yield f"{percent(metric['low'])}–{percent(metric['high'])}"
+            cells.append(f"{percent(metric['low'])}–{percent(metric['high'])}")
+    return [*cells, milliseconds(row["ms_per_user"])]

@@ -58,9 +58,14 @@ def evaluate(
 
 
 def row_settings(
-    task: str, prompts: list[str], verbalizers: list[str], calibrations: list[str], alphas: list[float], length: str | None
+    task: str,
+    prompts: list[str],
+    verbalizers: list[str],
+    calibrations: list[str],
+    alphas: list[float],
+    length: str | None,
 ) -> tuple[RowSettings, ...] | None:
-    """The rows that the flags describe: every prompt with its verbalizer, under every calibration. None: the task's own.
+    """The rows that the flags describe: every prompt, under every calibration. None: the task's own.
 
     Flags without --prompt change the prompts of the task's rows.
     """
@@ -86,8 +91,8 @@ def _paired(prompts: list[str], verbalizers: list[str]) -> list[tuple[str, str |
         return [(prompt, verbalizer) for prompt, verbalizer in product(prompts, verbalizers)]
     if len(prompts) != len(verbalizers):
         raise FewrecError(
-            f"--prompt is given {len(prompts)} times and --verbalizer {len(verbalizers)} times; give one verbalizer for "
-            "all prompts, or one for each, in the same order"
+            f"--prompt is given {len(prompts)} times and --verbalizer {len(verbalizers)} times; give one "
+            "verbalizer for all prompts, or one for each, in the same order"
         )
     return list(zip(prompts, verbalizers, strict=True))
 

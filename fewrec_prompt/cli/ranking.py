@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewrec_prompt.errors import DataError, FewrecError, did_you_mean
+from fewrec_prompt.errors import DataError
 
 if TYPE_CHECKING:
     from fewrec_prompt.types import Item
@@ -30,7 +30,9 @@ def rank(
     alpha: Annotated[float | None, typer.Option(help="Weight of pmi; the verbalizer's own by default.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, int8 or int4.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.")] = None,
-    task: Annotated[str | None, typer.Option(help="Take words and catalogue from this task; titles must be in it.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Take words and catalogue from this task; titles must be in it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Rank candidates for one history. Both lists take several titles: --history "Heat (1995)" "Ronin (1998)"."""
@@ -46,8 +48,15 @@ def rank(
         domain = found.domain
         query = _of_catalogue(query, tasks.load_catalogue(found, say))
     recommender = Recommender.load(
-        model, prompt=prompt, verbalizer=verbalizer, calibrate=calibrate, alpha=alpha, precision=precision,
-        device=device, domain=domain, say=say,
+        model,
+        prompt=prompt,
+        verbalizer=verbalizer,
+        calibrate=calibrate,
+        alpha=alpha,
+        precision=precision,
+        device=device,
+        domain=domain,
+        say=say,
     )
     ranking = recommender.rank(query)
     if cut := len(query.history) - ranking.n_history:
