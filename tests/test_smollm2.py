@@ -105,7 +105,7 @@ def test_the_converted_model_finds_english_likely_and_noise_unlikely(model, toke
     assert perplexity(shuffled) > 5 * perplexity(SENTENCE)
 
 
-# --- one of a single layer, made here  ------------------------------------------------------------------------------------
+# --- one of a single layer, made here --------------------------------------------------------------------------------
 
 
 def write_gguf(file: Path, *, pre_tokenizer: str = "smollm", add_bos: bool = False) -> None:
