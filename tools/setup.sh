@@ -52,13 +52,18 @@ make_venv() {
 
 find_python() {
     local python
-    for python in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
+    if [ -n "${PYTHON:-}" ]; then
+        set -- "$PYTHON"
+    else
+        set -- python3 python3.14 python3.13 python3.12 python3.11 python
+    fi
+    for python in "$@"; do
         if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             echo "$python"
             return
         fi
     done
-    echo "No Python 3.11 or newer with venv and pip was found; tried: ${PYTHON:-python3 python3.14 … python3.11 python}." >&2
+    echo "No Python 3.11 or newer with venv and pip was found; tried: $*." >&2
     echo "Install one (on Debian and Ubuntu also python3-venv), or name it: make demo PYTHON=/path/to/python3.12" >&2
     return 1
 }
