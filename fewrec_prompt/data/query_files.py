@@ -60,7 +60,8 @@ def own_queries(
         n_candidates=n_candidates,
     )
     problems = found.problems | {"empty_titles": shelf.empty_titles}
-    return replace(found, problems=problems, sources=dict(shelf.sources) | found.sources)
+    name = str(items) if items.name in found.sources else items.name
+    return replace(found, problems=problems, sources={name: shelf.sha256} | found.sources)
 
 
 def read_queries(
