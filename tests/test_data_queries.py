@@ -215,6 +215,12 @@ def test_a_file_without_queries_is_an_error(tmp_path: Path) -> None:
         read_queries(jsonl(tmp_path / "q.jsonl"), ITEMS)
 
 
+@pytest.mark.parametrize("n_users", [0, -1])
+def test_no_users_at_all_are_not_taken_for_all_but_one(tmp_path: Path, n_users: int) -> None:
+    with pytest.raises(DataError, match=rf"q\.jsonl: {n_users} users were asked"):
+        read_queries(jsonl(tmp_path / "q.jsonl", FINE, OTHER), ITEMS, n_users=n_users)
+
+
 def test_popularity_counts_the_histories_of_the_whole_file(tmp_path: Path) -> None:
     found = read_queries(jsonl(tmp_path / "q.jsonl", FINE, OTHER | {"history": ["1", "007"]}), ITEMS, n_users=1)
 
