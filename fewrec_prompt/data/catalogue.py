@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fewrec_prompt.data.tables import Column, Table, read_table, sources
+from fewrec_prompt.data.tables import Column, Table, read_table
 from fewrec_prompt.errors import DataError
 from fewrec_prompt.types import Item
 
@@ -21,7 +21,7 @@ class Catalogue:
 
     items: Mapping[str, Item]
     empty_titles: int
-    sources: Mapping[str, str]
+    sha256: str  # of the file
 
 
 def read_catalogue(path: Path) -> Catalogue:
@@ -46,7 +46,7 @@ def catalogue(table: Table, id_column: str, titles: Iterable[str], fields: Itera
         items[item_id] = Item(item_id, title if title.strip() else f"item {item_id}", own)
     if not items:
         raise DataError(f"{table.path}: holds no items")
-    return Catalogue(items, empty, sources(table))
+    return Catalogue(items, empty, table.sha256)
 
 
 def fields_of(row: Mapping[str, Any]) -> Fields:

@@ -86,8 +86,10 @@ def dataset(
 ) -> Dataset:
     """A Dataset of a catalogue and a table of interactions, given the names of its columns; rating, time may be absent.
 
-    Raises DataError with the place of an item that is not in the catalogue.
+    Raises DataError if there are none, and with the place of an item that is not in the catalogue.
     """
+    if not table.n_rows:
+        raise DataError(f"{table.path}: holds no interactions")
     item_ids = tuple(sorted(catalogue.items))
     codes = _item_codes(table, item, item_ids)
     user_ids, users = _sorted_codes(table[user])

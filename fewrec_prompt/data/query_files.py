@@ -60,7 +60,8 @@ def own_queries(
         n_candidates=n_candidates,
     )
     problems = found.problems | {"empty_titles": shelf.empty_titles}
-    return replace(found, problems=problems, sources=dict(shelf.sources) | found.sources)
+    name = str(items) if items.name in found.sources else items.name
+    return replace(found, problems=problems, sources={name: shelf.sha256} | found.sources)
 
 
 def read_queries(
@@ -80,15 +81,18 @@ def read_queries(
     query may be without history or candidates, or have fewer than `n_candidates`, and all have a target or none.
 
     Popularity counts the histories of all queries in the file, or a file of `interactions` (user_id, item_id); what a
-    user had to do with the own targets is left out.
+    user had to do with the own targets is left out. Whoever read the catalogue knows how many titles were empty; here
+    that count is 0.
     """
+    if n_users is not None and n_users < 1:
+        raise DataError(f"{path}: {n_users} users were asked; ask for one at least")
     table = read_table(path, COLUMNS)
     rows = _rows(table)
+    if not rows:
+        raise DataError(f"{path}: holds no queries")
     _check_users(table)
     _check_targets(table, rows)
     used = rows[:n_users]
-    if not used:
-        raise DataError(f"{path}: holds no queries")
     problems = Counter(no_problems())
     queries = tuple(_query(row, items, on_problem, problems, n_candidates) for row in used)
     qrels = {row.user_id: frozenset(row.target) for row in used if row.target}
