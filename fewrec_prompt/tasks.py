@@ -153,7 +153,9 @@ def _drawn_queries(task: Task, dataset: Dataset, split: Split, candidates: Path 
             split=split,
         )
     found = read_queries(candidates, dataset.items, on_problem=settings.on_problem, n_users=settings.users)
-    return replace(found, popularity=popularity(dataset), sources=dict(dataset.sources) | found.sources)
+    problems = found.problems | {"empty_titles": dataset.empty_titles}  # the file knows only its own histories
+    sources = dict(dataset.sources) | found.sources
+    return replace(found, problems=problems, popularity=popularity(dataset), sources=sources)
 
 
 def _own_queries(task: Task, split: Split, candidates: Path | None) -> QuerySet:

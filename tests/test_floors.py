@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fewrec_prompt"
 NAME = PACKAGE.name
 
 FLOORS = (
-    ("errors", "types", "registry", "seeds"),  # 0 ground
+    ("errors", "types", "registry", "seeds", "text", "files"),  # 0 ground
     ("artifacts", "assets", "metrics", "significance", "data"),  # 1 files, numbers
-    ("templates", "verbalizers", "text", "lint", "calibration", "demos"),  # 2 language
+    ("templates", "verbalizers", "lint", "calibration", "demos"),  # 2 language
     ("backends", "catalogue"),  # 3 models
     ("recommender", "baselines", "tuning"),  # 4 recommenders
     ("tasks", "evaluation", "runs", "compare", "report"),  # 5 studies

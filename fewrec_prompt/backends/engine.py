@@ -38,7 +38,7 @@ def _tree_logprobs(model: Any, tree: Tree) -> dict[int, torch.Tensor]:
     ).last_hidden_state[0]
     pairs = [pair for reads in tree.reads.values() for pair in reads]
     scored = torch.cat([_read(model, hidden, pairs[at : at + HEAD_ROWS]) for at in range(0, len(pairs), HEAD_ROWS)])
-    rows = torch.split(scored, [len(reads) for reads in tree.reads.values()])  # type: ignore[no-untyped-call]
+    rows = torch.split(scored, [len(reads) for reads in tree.reads.values()])
     return dict(zip(tree.reads, rows, strict=True))
 
 
@@ -76,7 +76,7 @@ def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
 def _sequence_logprobs(model: Any, sequence: TokenSequence) -> torch.Tensor:
     ids = torch.tensor([sequence.ids], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0].float()
-    predicted = logits[sequence.scored_from - 1 : -1].log_softmax(-1)
+    predicted: torch.Tensor = logits[sequence.scored_from - 1 : -1].log_softmax(-1)
     return predicted.gather(-1, ids[0, sequence.scored_from :, None])[:, 0]
 
 

@@ -30,9 +30,8 @@ def list_prompts() -> None:
     found = [templates.read(path) for path in artifacts.names("prompts").values()]
     width = max(len(template.name) for template in found)
     for template in found:
-        typer.echo(
-            f"{template.name:<{width}}  {template.kind:<8}  {template.front.verbalizer:<8}  {template.front.description}"
-        )
+        front = template.front
+        typer.echo(f"{template.name:<{width}}  {front.kind:<8}  {front.verbalizer:<8}  {front.description}")
 
 
 def show(name: Annotated[str, typer.Argument(help="Template name or path.")]) -> None:
