@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 
 from fewrec_prompt import assets
+from fewrec_prompt.data import read_dataset
+from fewrec_prompt.data.dataset import Dataset
+
+pytest_plugins = ["_strict_skips"]
 
 
 def _asset(name: str) -> Path:
@@ -27,3 +31,9 @@ def smollm2() -> Path:
 def ml_100k() -> Path:
     """Folder of MovieLens-100K as ml-100k.inter, .item and .user."""
     return _asset("ml-100k")
+
+
+@pytest.fixture(scope="session")
+def films(ml_100k: Path) -> Dataset:
+    """MovieLens-100K, read."""
+    return read_dataset(ml_100k, "recbole")

@@ -23,16 +23,6 @@ def folder(
     return path
 
 
-@pytest.fixture(scope="session")
-def films(request: pytest.FixtureRequest) -> Dataset:
-    """MovieLens-100K, where the tests' set-up has it."""
-    try:
-        place = request.getfixturevalue("ml_100k")
-    except pytest.FixtureLookupError:
-        pytest.skip("MovieLens-100K is not here; `make test` fetches it")
-    return read_dataset(place, "recbole")
-
-
 def test_movielens_100k_is_what_its_name_says(films: Dataset) -> None:
     assert films.name == "ml-100k"
     assert films.sizes == (943, 1682, 100_000)

@@ -17,16 +17,6 @@ N_ITEMS = 40
 Row = tuple[str, int, float]
 
 
-@pytest.fixture(scope="session")
-def films(request: pytest.FixtureRequest) -> Dataset:
-    """MovieLens-100K, where the tests' set-up has it."""
-    try:
-        place = request.getfixturevalue("ml_100k")
-    except pytest.FixtureLookupError:
-        pytest.skip("MovieLens-100K is not here; `make test` fetches it")
-    return read_dataset(place, "recbole")
-
-
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[[list[Row]], Dataset]:
     """A data set of 40 items with these interactions: (user, item, time)."""
