@@ -35,7 +35,8 @@ DESCRIBES = (
     "templates.*.origin",
     "verbalizers.*.description",
 )
-"""Parts of a header that say something and decide nothing: a run resumes whatever they are."""
+"""Parts of a header that say something and decide nothing: a run resumes whatever they are. Metrics are not among them:
+they score nothing, but a table is what its command says."""
 _LEFTOVER = re.compile(r"\.(header\.json|run\.json|report\.html|\w+\.parquet)\.\d+\.(part|tmp)")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS units (
