@@ -77,7 +77,9 @@ def _of_catalogue(query: Query, catalogue: Mapping[str, Item]) -> Query:
         by_title.setdefault(item.title, []).append(item)
 
     def known(name: str, where: str) -> Item:
-        found = by_title.get(name) or [catalogue[name]] * (name in catalogue)
+        found = by_title.get(name, [])
+        if not found and name in catalogue:
+            return catalogue[name]
         if not found:
             raise DataError(f"{where}: {name!r} is not in the catalogue of the task; {_near(name, by_title)}")
         if len(found) > 1:
