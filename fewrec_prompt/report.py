@@ -28,7 +28,7 @@ th, td { padding: .35rem .8rem; text-align: right; white-space: nowrap; border-b
 th:first-child, td:first-child { text-align: left; }
 thead th { background: #f3f5f7; }
 tbody th { font-weight: inherit; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
-td small { color: #5b6672; display: block; }
+td small { color: #5b6672; display: block; font-weight: 400; }
 .best { font-weight: 700; }
 p, li { max-width: 45rem; }
 dt { font-weight: 600; }

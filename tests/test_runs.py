@@ -10,17 +10,20 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from test_evaluation import PLAIN, PMI, WordyBackend, rankings_in, record_in, tiny
+from test_tasks import task_in
 
 from fewrec_prompt import runs
 from fewrec_prompt.errors import LockedError, RunError, StorageError
 from fewrec_prompt.evaluation import evaluate
 from fewrec_prompt.runs import Unit, run_store
+from fewrec_prompt.tasks import RowSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = {"task": "t", "settings": {"seed": 0, "description": "d"}, "numerics": {"precision": "fp32", "reason": "r"}}
@@ -140,12 +143,12 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
 def test_a_write_that_fails_at_the_end_leaves_an_unfinished_run(
     tmp_path: Path, uninterrupted: bytes, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace = Path.replace
+    renamed = Path.replace
 
     def full(self: Path, target: Path) -> Path:
         if Path(target).name == name:
             raise OSError(28, "No space left on device")
-        return replace(self, target)
+        return renamed(self, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
@@ -326,6 +329,29 @@ def test_a_run_of_other_settings_is_not_resumed(
     with pytest.raises(RunError) as caught:
         evaluate(tiny(*rows, **changes), out=tmp_path / "run", backend=WordyBackend())
     assert said in str(caught.value)
+
+
+def test_other_titles_and_another_template_are_another_run(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(Path("prompts/complete.jinja").read_text(encoding="utf-8"))
+    task = replace(task_in(tmp_path), settings=task_in(tmp_path).settings.model_copy(update={"rows": rows_of(mine)}))
+    evaluate(task, out=tmp_path / "run", backend=WordyBackend())
+    (tmp_path / "run" / "run.json").unlink()
+
+    items = tmp_path / "items.csv"
+    before = items.read_bytes()
+    items.write_bytes(before.replace(b"Ronin", b"Robin"))
+    with pytest.raises(RunError, match=r"data\.items\.csv was"):
+        evaluate(task, out=tmp_path / "run", backend=WordyBackend())
+    items.write_bytes(before)
+
+    mine.write_text(mine.read_text(encoding="utf-8").replace("list", "row"))
+    with pytest.raises(RunError, match=r"templates\..*\.sha256 was"):
+        evaluate(task, out=tmp_path / "run", backend=WordyBackend())
+
+
+def rows_of(template: Path) -> tuple[RowSettings, ...]:
+    return (RowSettings(prompt=str(template)),)
 
 
 def test_a_header_that_is_no_json_is_named(tmp_path: Path) -> None:
