@@ -29,8 +29,8 @@ for command in (evaluation, ranking, prompts, assets):
 
 def main() -> None:
     """Run the command line and exit."""
-    # Threads that spin while they wait take the cores from each other on a busy machine: beside two other processes on 2
-    # cores a user took 320 to 5,000 ms, and 130 ms when they sleep. Read once, when torch is first imported.
+    # Threads that spin while they wait take the cores from each other: beside two other processes on two cores a user
+    # took 320 to 5,000 ms, and 130 ms with threads that sleep. Read once, when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
