@@ -22,7 +22,7 @@ from fewrec_prompt.data.query_files import write_queries
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.errors import TaskError
 from fewrec_prompt.recommender import Chosen, Recommender, choose
-from fewrec_prompt.runs import RunStore, check_folder, new_folder, run_store
+from fewrec_prompt.runs import RunStore, check_folder, finished, own_folder, run_store
 from fewrec_prompt.scoring import Progress, Row, Scored, silent
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.templates import Template
@@ -104,15 +104,16 @@ def evaluate(
     say: Say = quiet,
     progress: Progress = silent,
 ) -> Run:
-    """Run a task and write its folder (`out`, else the next free runs/<task>-<n>).
+    """Run a task and write its folder (`out`, else runs/<task>-<n>).
 
-    An unfinished run of the same task in `out` goes on where it stopped. Everything that can be checked is checked
+    An unfinished run with the same header in `out` goes on where it stopped. Without `out` so does one in runs/, and a
+    finished one is returned as it is, for a run is what its header says. Everything that can be checked is checked
     before the model is loaded, and nothing is written before it is. `backend` replaces the model by one at hand.
     Raises FewrecError.
     """
     task = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
-    folder = new_folder(task.name) if out is None else Path(out)
-    check_folder(folder)
+    if out is not None:
+        check_folder(Path(out))
     metrics.check_metrics(task.metrics)
     parts = [choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length) for row in task.settings.rows]
     task = _resolved(task, parts)
@@ -123,7 +124,12 @@ def evaluate(
     say(f"precision {backend.mode.precision} on {backend.mode.device} ({backend.mode.reason})")
     rows = _rows(names, task, parts, backend)
     jobs = scoring.plan(rows, queries.queries)
-    with run_store(folder, records.header(task, rows, queries, backend) | options.record()) as store:
+    header = records.header(task, rows, queries, backend) | options.record()
+    folder = own_folder(task.name, header) if out is None else Path(out)
+    if out is None and (record := finished(folder)):
+        say(f"{folder} holds this very run (same data, model, templates and settings); give --out to run it anew")
+        return Run(folder, record)
+    with run_store(folder, header) as store:
         scoring.score(jobs, queries.queries, store, progress)
         scored = [*scoring.baselines(queries.queries, queries.popularity)]
         scored += [scoring.read(row, queries.queries, store) for row in rows]

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -192,19 +193,26 @@ def check_folder(folder: Path, header: Mapping[str, Any] | None = None) -> None:
 
 
 def _check_same(folder: Path, header: Mapping[str, Any]) -> None:
-    try:
-        before = dict(_leaves(json.loads((folder / "header.json").read_text(encoding="utf-8"))))
-    except ValueError as error:
-        raise RunError(f"{folder / 'header.json'}: not valid JSON; give --out a new folder") from error
-    now = dict(_leaves(json.loads(dump(header))))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changed = _differences(folder, header)
     if changed:
-        what = "; ".join(f"{key} was {_shown(before.get(key))}, now {_shown(now.get(key))}" for key in changed[:4])
+        what = "; ".join(f"{key} was {_shown(before)}, now {_shown(now)}" for key, before, now in changed[:4])
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise RunError(
             f"{folder}: holds an unfinished run with another header: {what}{more}. Repeat its command to resume it, or "
             "give --out a new folder"
         )
+
+
+def _differences(folder: Path, header: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, value in the folder, value now) of all that decides a result and is not the same."""
+    path = folder / "header.json"
+    try:
+        before = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
+    except ValueError as error:
+        raise RunError(f"{path}: not valid JSON; give --out a new folder") from error
+    now = dict(_leaves(json.loads(dump(header))))
+    keys = sorted(before.keys() | now.keys())
+    return [(key, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -238,12 +246,20 @@ def _remove(folder: Path, *, whole: bool) -> None:
         folder.rmdir()
 
 
-def new_folder(stem: str, parent: Path = Path("runs")) -> Path:
-    """The next free folder runs/<stem>-<n>."""
-    n = 1
-    while (parent / f"{stem}-{n}").exists():
-        n += 1
-    return parent / f"{stem}-{n}"
+def own_folder(stem: str, header: Mapping[str, Any], parent: Path = Path("runs")) -> Path:
+    """The folder runs/<stem>-<n> that holds a run of this header, finished or not; else the next free one."""
+    for n in count(1):
+        folder = parent / f"{stem}-{n}"
+        if not folder.exists() or ((folder / "header.json").is_file() and not _differences(folder, header)):
+            return folder
+    raise AssertionError("count has no end")
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The record of the run in this folder, or None if it is not finished."""
+    path = folder / "run.json"
+    record: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return record
 
 
 def dump(record: Mapping[str, Any]) -> str:

@@ -94,7 +94,7 @@ def test_run_json_holds_what_it_takes_to_repeat_the_run(tmp_path: Path) -> None:
         "alpha": 0.6,
         "length": "sum",
     }
-    assert "{% for item in history %}" in record["templates"]["complete"]["text"]
+    assert "{% for seen in history %}" in record["templates"]["complete"]["text"]
     assert len(record["templates"]["complete"]["sha256"]) == 64
     assert record["verbalizers"]["title"]["kind"] == "complete"
     assert {"torch", "transformers", "python", "fewrec-prompt"} <= record["versions"].keys()
@@ -333,9 +333,19 @@ def test_a_finished_run_is_never_written_over(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_without_a_folder_a_run_takes_the_next_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = tiny(PLAIN)
-    task = replace(task, path=task.path.absolute())
+def test_without_a_folder_the_same_run_is_shown_again_and_another_gets_the_next_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = load_task("tiny").path.resolve()
     monkeypatch.chdir(tmp_path)
-    assert evaluate(task, backend=WordyBackend()).folder == Path("runs/tiny-1")
-    assert evaluate(task, backend=WordyBackend()).folder == Path("runs/tiny-2")
+    toy, said = ToyBackend(), []
+
+    first = evaluate(task, backend=toy)
+    asked = len(toy.asked)
+    again = evaluate(task, backend=toy, say=said.append)
+    other = evaluate(task, Options(seed=1), backend=toy)
+
+    assert (first.folder, again.folder, other.folder) == (Path("runs/tiny-1"), Path("runs/tiny-1"), Path("runs/tiny-2"))
+    assert again.record == json.loads((tmp_path / "runs/tiny-1/run.json").read_text())
+    assert any("holds this very run" in line for line in said)
+    assert len(toy.asked) == 2 * asked  # the other run's; none for the one that was there

@@ -44,7 +44,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run there is resumed.")] = None,
 ) -> None:
     """Rank the candidates of every user of a task, and print how good each row is."""
-    from fewrec_prompt import evaluation, runs, tasks
+    from fewrec_prompt import evaluation, tasks
     from fewrec_prompt.cli.console import print_table, progress_bar, say
 
     found = tasks.load_task(task)
@@ -59,26 +59,21 @@ def evaluate(
         precision=precision,
         device=device,
     )
-    folder = out or runs.new_folder(found.name)
-    with _resumable(folder, named=out is not None), progress_bar() as progress:
-        run = evaluation.evaluate(found, options, out=folder, say=say, progress=progress)
+    with _resumable(), progress_bar() as progress:
+        run = evaluation.evaluate(found, options, out=out, say=say, progress=progress)
     print_table(run.record)
     typer.echo(f"\nrun     {run.folder / 'run.json'}\nreport  {run.folder / 'report.html'}")
 
 
 @contextmanager
-def _resumable(folder: Path, *, named: bool) -> Iterator[None]:
-    """On Ctrl-C, say what is saved and the command that goes on with it."""
+def _resumable() -> Iterator[None]:
+    """On Ctrl-C, say how to go on."""
     from fewrec_prompt.cli.console import say
 
     try:
         yield
     except KeyboardInterrupt:
-        if (folder / "header.json").exists():
-            command = shlex.join(["fewrec", *sys.argv[1:], *([] if named else ["--out", str(folder)])])
-            say(f"fewrec: interrupted; finished users are saved in {folder}. To go on:\n  {command}")
-        else:
-            say("fewrec: interrupted before the first user was finished; nothing was written")
+        say(f"fewrec: interrupted; finished users are saved. To go on:\n  {shlex.join(['fewrec', *sys.argv[1:]])}")
         raise
 
 
