@@ -95,7 +95,9 @@ def parse_toml(text: str, schema: type[S], where: str, first_line: int = 1) -> S
     try:
         return schema.model_validate(table)
     except ValidationError as error:
-        raise ArtifactError(_explain(error.errors()[0], text, schema, where, first_line)) from None
+        # A misspelt key is also a missing one; the misspelling tells more.
+        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise ArtifactError(_explain(first, text, schema, where, first_line)) from None
 
 
 def _explain(problem: Any, text: str, schema: type[Settings], where: str, first_line: int) -> str:

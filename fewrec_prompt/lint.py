@@ -59,7 +59,7 @@ def _check_names(tree: nodes.Template, file: str, kind: Kind, local: set[str]) -
 
 def _assigned(trees: Mapping[str, nodes.Template]) -> set[str]:
     """What an included file may use beside the given variables: names assigned around it."""
-    return {"loop"} | {node.name for tree in trees.values() for node in tree.find_all(nodes.Name) if node.ctx != "load"}
+    return {node.name for tree in trees.values() for node in tree.find_all(nodes.Name) if node.ctx != "load"}
 
 
 def _check_outside(tree: nodes.Template, file: str) -> None:
@@ -67,8 +67,9 @@ def _check_outside(tree: nodes.Template, file: str) -> None:
     if not any(block.name in ROLES for block in tree.find_all(nodes.Block)):
         return
     for node in tree.body:
-        if isinstance(node, nodes.Output) and any(_shows(part) for part in node.nodes):
-            raise TemplateError(f"{file}:{node.lineno}: text outside the blocks of a chat is lost; move it into one")
+        lost = [part for part in node.nodes if _shows(part)] if isinstance(node, nodes.Output) else []
+        if lost:
+            raise TemplateError(f"{file}:{lost[0].lineno}: text outside the blocks of a chat is lost; move it into one")
 
 
 def _shows(part: nodes.Expr) -> bool:
