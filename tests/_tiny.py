@@ -1,7 +1,8 @@
-"""Small real things that tests share: three kinds of tokenizers trained on a few titles, random models of many kinds."""
+"""Small real things that tests share: tokenizers of three kinds, made for a few titles, and random models."""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -39,23 +40,27 @@ def byte_level() -> Tokenizer:
 
 def unigram() -> Tokenizer:
     """As XLNet, T5, many SentencePiece models: a dummy space first; its vocabulary holds the text of control tokens."""
-    made = Tokenizer(models.Unigram())
+    words = sorted({"▁" + word for text in TEXTS for word in text.split()})
+    letters = sorted({"▁", *"".join(TEXTS)} - {" "})
+    pieces = [(token, 0.0) for token in ("<unk>", *CONTROL)] + [(word, -8.0) for word in words]
+    made = Tokenizer(models.Unigram([*pieces, *((letter, -4.0) for letter in letters)], unk_id=0))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     made.decoder = decoders.Metaspace(prepend_scheme="first")
-    special = ["<unk>", *CONTROL]
-    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
-    made.train_from_iterator(TEXTS, trainer)
+    made.add_special_tokens(["<unk>", *CONTROL])
     return made
 
 
 def word_piece() -> Tokenizer:
     """As BERT: lower case, split at punctuation, unknown words are one token."""
-    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words = sorted({word for text in TEXTS for word in re.findall(r"[a-z]+", text.lower())})
+    letters = sorted(set("".join(TEXTS).lower()) - {" "})
+    pieces = ["[UNK]", *CONTROL, *words, *letters, *("##" + letter for letter in letters)]
+    vocabulary = {piece: n for n, piece in enumerate(dict.fromkeys(pieces))}
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()
-    special = ["[UNK]", *CONTROL]
-    made.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special))
+    made.add_special_tokens(["[UNK]", *CONTROL])
     return made
 
 
@@ -63,15 +68,13 @@ KINDS = {"byte_level": byte_level, "unigram": unigram, "word_piece": word_piece}
 
 
 @cache
-def tokenizer(kind: str = "byte_level", *, bos: bool = False) -> PreTrainedTokenizerFast:
+def tokenizer(kind: str = "byte_level", bos: bool = False) -> PreTrainedTokenizerFast:
     """A transformers tokenizer with a chat template; with `bos`, one that puts <s> before every text."""
     made = KINDS[kind]()
     if bos:
         start = made.token_to_id("<s>")
         made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
-    whole = PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", additional_special_tokens=list(CONTROL[:2])
-    )
+    whole = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
     whole.add_tokens([TOOL])
     whole.chat_template = CHAT if bos else CHAT.replace("{{ bos_token }}", "")
     return whole

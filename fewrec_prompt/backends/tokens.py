@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from jinja2.exceptions import TemplateError as ChatTemplateError
@@ -114,18 +115,16 @@ class QuestionTokenizer:
         return tuple(TokenSequence(whole, start) for whole in wholes)
 
     def _check_labels(self, words: Sequence[str], answers: Sequence[tuple[int, ...]]) -> None:
-        """Label words must part at one token. What all of them begin with, such as a lone space, does not count."""
-        shared = min(shared_length(answers[0], answer) for answer in answers) if len(answers) > 1 else 0
-        first: dict[tuple[int, ...], str] = {}
-        for answer, word in zip(answers, words, strict=True):
-            token = answer[shared : shared + 1]
-            if token in first or not token:
-                other = first.get(token, next(iter(words)))
+        """No label may be, or begin, another: the probability of the shorter one would hold that of the longer.
+
+        In sorted order a label stands right before what it begins.
+        """
+        for (one, word), (other, longer) in pairwise(sorted(zip(answers, words, strict=True))):
+            if other[: len(one)] == one:
                 raise VerbalizerError(
-                    f"label words {other!r} and {word!r} begin with the same token {self.decode(token or answer)!r} "
-                    "for this model, so it cannot tell them apart; choose other labels"
+                    f"label words {word!r} and {longer!r} cannot be told apart by this model: both begin with "
+                    f"{self.decode(one)!r}, which is all of the first; choose other labels"
                 )
-            first[token] = word
 
 
 def _unmarked(text: str) -> str:
