@@ -110,10 +110,10 @@ def model(family: str = "llama", attention: str = "sdpa", *, n_words: int = 96, 
     return made
 
 
-def save_model(folder: Path, family: str = "llama", *, n_words: int | None = None, **changes: object) -> Path:
+def save_model(folder: Path, family: str = "llama", **changes: object) -> Path:
     """A model folder as from_pretrained likes it: config, safetensors, tokenizer."""
     words = tokenizer()
-    model(family, n_words=n_words or len(words), **changes).save_pretrained(folder)
+    model(family, "eager", n_words=len(words), **changes).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
 

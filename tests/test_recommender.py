@@ -1,4 +1,4 @@
-"""A template, a verbalizer and a model rank candidates: what fits is asked, what comes back is all of them, in order."""
+"""A template, a verbalizer and a model rank candidates: what fits is asked, what comes back is all of them in order."""
 
 import json
 from dataclasses import replace
