@@ -13,7 +13,7 @@ from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.engine import packed_logprobs, plain_logprobs
 from fewrec_prompt.backends.plan import TokenSequence, Tree, plan
 from fewrec_prompt.backends.precision import NumericMode
-from fewrec_prompt.backends.probe import small_copy, why_not_packed
+from fewrec_prompt.backends.probe import PROBE, small_copy, why_not_packed
 from fewrec_prompt.errors import NumericError
 
 MODE = NumericMode(precision="fp32", reason="a test", device="cpu")
@@ -232,6 +232,13 @@ def test_the_copy_for_the_probe_is_small_whatever_the_model_is(family):
     assert copy.config.num_hidden_layers == 2
     assert made.config.quantization_config  # the model's own configuration is left as it is
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_window_of_the_copy_is_shorter_than_the_probe():
+    """GPT-Neo's local layers see 256 tokens back: a probe within the window finds nothing wrong."""
+    local = {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "hidden_size": 32}
+
+    assert small_copy(model("gpt_neo", "eager", window_size=256, **local)).config.window_size < len(PROBE[0].ids)
 
 
 # --- the backend -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -189,6 +190,16 @@ def test_a_hub_that_takes_the_call_and_says_nothing_is_given_up(no_hub, monkeypa
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
 
         assert seconds_to_refuse("the hub does not answer") < 5
+
+
+def test_a_name_server_that_never_answers_is_not_waited_for(no_hub, monkeypatch):
+    """Looking up a name blocks in the system, past any time limit of a socket."""
+    released = threading.Event()
+    monkeypatch.setattr(models, "HUB_SECONDS", 0.2)
+    monkeypatch.setattr(models, "_ask_hub", lambda *_: released.wait(8))
+
+    assert seconds_to_refuse("the hub does not answer") < 5
+    released.set()
 
 
 def test_a_fresh_process_refuses_a_model_without_a_hub_in_seconds(tmp_path):

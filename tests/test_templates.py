@@ -88,7 +88,7 @@ def test_an_included_file_may_use_what_is_assigned_around_it(write):
 
 
 def test_files_that_include_each_other_are_refused_and_do_not_hang(write):
-    template = write("x{% include 'one.jinja' %}", one="{% include 'mine.jinja' %}")
+    template = write("x{% include 'one.jinja' %}", one="{% include 'mine.jinja' %}{% include 'one.jinja' %}")
 
     with pytest.raises(TemplateError, match="recursion"):
         text(template)
@@ -120,6 +120,7 @@ def test_the_digest_covers_what_is_included(write):
 
     assert one.ref.sha256 != other.ref.sha256
     assert one.ref.sha256 == write("{% include 'line.jinja' %}", line="a").ref.sha256
+    assert one.ref.sha256 != write("{% include 'line.jinja' %}.", line="a").ref.sha256
     assert one.text == other.text
 
 
