@@ -1,6 +1,7 @@
 """What tests of several files share: the embedded model and data, or the reason why a test cannot run without them."""
 
 import os
+import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,6 +12,9 @@ from fewrec_prompt.data import read_dataset
 from fewrec_prompt.data.dataset import Dataset
 
 pytest_plugins = ["_strict_skips"]
+
+# A job in the background of a shell ignores Ctrl-C, and so would the processes that tests start to interrupt them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # evaluate copies every metric it loads by path into a folder, and stays bound to the first one of the process.
 _modules = TemporaryDirectory(prefix="fewrec-modules-")
