@@ -25,7 +25,7 @@ class QuestionTokenizer:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ModelError(f"{type(tokenizer).__name__} is a slow tokenizer; the model needs a tokenizer.json")
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._control = {
             token_id: token.content
             for token_id, token in tokenizer.added_tokens_decoder.items()
@@ -45,7 +45,7 @@ class QuestionTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, control tokens shown."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids of everything before the answer."""
@@ -56,13 +56,13 @@ class QuestionTokenizer:
         """Ids that stay as they are, and the text after them that an answer may merge with."""
         if prompt.messages[0].role == "plain":
             return self._start, prompt.messages[0].text + prompt.answer_prefix
-        if not self._tokenizer.chat_template:
+        if not self.tokenizer.chat_template:
             raise ModelError(
                 f"{prompt.template.origin} is a chat template, and this model has no chat format; "
                 "use a template without system, user and assistant blocks"
             )
         turns = [{"role": message.role, "content": message.text} for message in prompt.messages]
-        ids = self._tokenizer.apply_chat_template(
+        ids = self.tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=True, return_dict=False, sanitize_control_tokens=True
         )
         return tuple(ids), prompt.answer_prefix
