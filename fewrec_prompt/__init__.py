@@ -16,6 +16,9 @@ _PUBLIC = {
     "FewrecError": "errors",
     "Recommender": "recommender",
     "evaluate": "evaluation",
+    "Options": "evaluation",
+    "Run": "evaluation",
+    "RowSettings": "tasks",
     "load_task": "tasks",
 }
 __all__ = sorted(_PUBLIC)

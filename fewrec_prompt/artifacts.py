@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fewrec_prompt.errors import ArtifactError, did_you_mean
 
 SUFFIX = {"prompts": ".jinja", "verbalizers": ".toml", "eval": ".toml"}
+NOUN = {"prompts": "template", "verbalizers": "verbalizer", "eval": "task"}
 MAX_BYTES = 64 * 1024  # far above any template or task a person writes
 
 
@@ -41,7 +43,7 @@ def names(kind: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in (shipped_folder(kind), Path(kind)):
         if folder.is_dir():
-            found |= {path.stem: path for path in sorted(folder.glob("*" + SUFFIX[kind]))}
+            found |= {path.stem: path for path in sorted(folder.glob("*" + SUFFIX[kind])) if path.is_file()}
     return found
 
 
@@ -52,13 +54,13 @@ def find(kind: str, name: str) -> Path:
         if as_path.is_file():
             return as_path
         raise ArtifactError(
-            f"{name}: no such file; give a path to a {SUFFIX[kind]} file or one of the names: "
-            + did_you_mean(as_path.stem, names(kind))
+            f"{name}: {'a folder' if as_path.is_dir() else 'no such file'}; give a path to a {SUFFIX[kind]} file "
+            f"or the name of a {NOUN[kind]}; {did_you_mean(as_path.stem, names(kind))}"
         )
     known = names(kind)
     if name not in known:
         raise ArtifactError(
-            f"no {kind} file named {name!r} in ./{kind} or among the shipped ones; " + did_you_mean(name, known)
+            f"no {NOUN[kind]} named {name!r} in ./{kind} or among the shipped ones; {did_you_mean(name, known)}"
         )
     return known[name]
 
@@ -95,12 +97,14 @@ def parse_toml(text: str, schema: type[S], where: str, first_line: int = 1) -> S
     try:
         return schema.model_validate(table)
     except ValidationError as error:
-        raise ArtifactError(_explain(error.errors()[0], text, schema, where, first_line)) from None
+        # A misspelt key comes before the key that is missing for it.
+        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise ArtifactError(_explain(first, text, schema, where, first_line)) from None
 
 
 def _explain(problem: Any, text: str, schema: type[Settings], where: str, first_line: int) -> str:
     keys = [part for part in problem["loc"] if isinstance(part, str)]
-    line = first_line + _line_of(text, [str(part) for part in problem["loc"]])
+    line = first_line + _line_of(text, problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = _fields_at(schema, keys[:-1])
         return f"{where}:{line}: unknown key {keys[-1]!r}; {did_you_mean(keys[-1], known)}"
@@ -125,29 +129,28 @@ def _fields_at(schema: type[Settings], keys: list[str]) -> list[str]:
     return [field.alias or name for name, field in schema.model_fields.items()]
 
 
-def _line_of(text: str, keys: list[str]) -> int:
-    """Offset of the line where the last of these keys stands; of its table if the key is not written; else 0.
+def _line_of(text: str, keys: Sequence[str | int]) -> int:
+    """Offset of the line where the value at `keys` begins; of its table if it is not written; else 0.
 
-    tomllib keeps no positions, so this reads the lines again: headers move the table, assignments are keys in it.
+    tomllib keeps no positions. But a value stands where the file, read line by line, first parses with it in; where it
+    spans lines, what ends within it does not parse.
     """
-    wanted, table, best = [key for key in keys if not key.isdigit()], [], (0, 0)
-    index = next((int(key) for key in keys if key.isdigit()), None)
-    count: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines()):
-        header = re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line)
-        if header:
-            table = [part.strip(" \"'") for part in header[1].split(".")]
-            count[header[1]] = count.get(header[1], -1) + 1
-            here = table
-        elif assignment := re.match(r"\s*([A-Za-z0-9_\"'.-]+)\s*=", line):
-            here = table + [part.strip(" \"'") for part in assignment[1].split(".")]
-        else:
+    lines, begins = text.split("\n"), 0
+    for number in range(1, len(lines) + 1):
+        try:
+            table = tomllib.loads("\n".join(lines[:number]) + "\n")
+        except tomllib.TOMLDecodeError:
             continue
-        if index is not None and table and count.get(".".join(table), 0) != index:
-            continue
-        depth = len(here) if wanted[: len(here)] == here else 0
-        if depth > best[0]:
-            best = (depth, number)
-        elif not header and "{" in line and wanted and re.search(rf"\b{re.escape(wanted[-1])}\s*=", line):
-            best = max(best, (len(here), number))  # a key inside an inline table
-    return best[1]
+        if _holds(table, keys):
+            return begins
+        begins = number
+    return _line_of(text, keys[:-1])
+
+
+def _holds(value: Any, keys: Sequence[str | int]) -> bool:
+    for key in keys:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True

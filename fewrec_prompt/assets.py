@@ -98,6 +98,7 @@ ASSETS: dict[str, Asset] = {
             licence="MovieLens 100K, GroupLens Research, University of Minnesota: for research; not to be "
             "redistributed or used commercially without their permission; "
             "cite Harper & Konstan 2015, doi:10.1145/2827872",
+            layout="recbole",
         ),
     )
 }

@@ -7,6 +7,7 @@ arXiv 2104.08315) with a weight. It works on logged log-probabilities: another a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -25,9 +26,11 @@ class Calibration:
 
     @classmethod
     def named(cls, name: str, alpha: float) -> Calibration:
-        """Raises VerbalizerError for an unknown name."""
+        """Raises VerbalizerError for an unknown name or an alpha that is no number."""
         if name not in get_args(CalibrationName):
             raise VerbalizerError(f"unknown calibration {name!r}; {did_you_mean(name, get_args(CalibrationName))}")
+        if not math.isfinite(alpha):
+            raise VerbalizerError(f"alpha is {alpha}; it must be a finite number")
         return cls(name, alpha) if name != "none" else cls()  # type: ignore[arg-type]  # checked above
 
     @property

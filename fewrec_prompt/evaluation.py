@@ -1,76 +1,34 @@
-"""Score every row of a task for every user, then measure: the one place where rankings and answers meet.
+"""Run a task: check it, have every row scored, then measure. Here rankings and answers meet, and nowhere else.
 
-Rows that ask the same questions share one log of answers, so a calibration weight or a length rule costs nothing more.
+How questions are asked and shared stands in scoring.py, what is written down in records.py.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewrec_prompt import metrics, report, tasks
+from fewrec_prompt import metrics, records, report, scoring, tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import BACKENDS, Backend
 from fewrec_prompt.baselines import BASELINES
+from fewrec_prompt.data import parquet_files
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.errors import TaskError
-from fewrec_prompt.files import replaced
-from fewrec_prompt.recommender import Answers, Chosen, Recommender, choose, label_mass
-from fewrec_prompt.runs import RunStore, Unit, check_folder, new_folder
-from fewrec_prompt.significance import Interval, bootstrap_interval
+from fewrec_prompt.recommender import Chosen, Recommender, choose
+from fewrec_prompt.runs import RunStore, check_folder, finished, own_folder, run_store
+from fewrec_prompt.scoring import Progress, Row, Scored, silent
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.templates import Template
-from fewrec_prompt.types import Query, Ranking
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Progress = Callable[[str, float, float], None]
-"""Called after each unit with what is being scored, the work done and the work in all (in tokens)."""
-LIBRARIES = ("fewrec-prompt", "torch", "transformers", "tokenizers", "bitsandbytes", "jinja2", "numpy", "evaluate")
-
-
-def silent(_what: str, _done: float, _total: float) -> None:
-    """A Progress that says nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A prompt row of the table: its name and how it asks and reads."""
-
-    name: str
-    settings: RowSettings
-    recommender: Recommender
-
-    @property
-    def asks(self) -> str:
-        """Identity of the questions this row asks: rows that share it share their answers."""
-        template, verbalizer = self.recommender.template, self.recommender.verbalizer
-        reading = {"description", "alpha", "length"}
-        words = verbalizer.model_dump_json(exclude=reading)
-        domain = self.recommender.domain
-        key = "\0".join((template.ref.sha256, words, domain.singular, domain.plural, domain.verb))
-        return sha256(key.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What one row gave: a ranking per user, and what it cost and revealed on the way."""
-
-    name: str
-    rankings: tuple[Ranking, ...]
-    settings: RowSettings | None = None
-    ms_per_user: float | None = None
-    notes: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,59 +59,87 @@ class Options:
     """What a call may change of a task. None leaves the task's own."""
 
     rows: tuple[RowSettings, ...] | None = None
-    metrics: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] | None = None  # paths in it start from the working directory
     model: str | None = None
     users: int | None = None
     seed: int | None = None
     split: Split = "test"
-    candidates: Path | None = None  # a candidate file of an earlier run
+    candidates: Path | None = None  # a candidate file of an earlier run; all its users unless `users` is given
     precision: str = "auto"
     device: str | None = None
 
     def applied(self, task: Task) -> Task:
-        """The task with these changes."""
-        changes = {"rows": self.rows, "metrics": self.metrics, "model": self.model, "seed": self.seed}
+        """The task with these changes. Raises TaskError for a number of users below one."""
+        if self.users is not None and self.users < 1:
+            raise TaskError(f"{self.users} users were asked; ask for one at least")
+        names = None if self.metrics is None else tuple(map(_from_here, self.metrics))
+        changes = {"rows": self.rows, "metrics": names, "model": self.model, "seed": self.seed}
         settings = task.settings.model_copy(update={key: value for key, value in changes.items() if value is not None})
-        if self.users is not None:
+        if self.users is not None or self.candidates is not None:
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"users": self.users})})
         return replace(task, settings=settings)
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says of this call beside the task's settings: all of it decides, or says where to look."""
+        return {
+            "split": self.split if self.candidates is None else "candidate file",
+            "call": {
+                "candidates": None if self.candidates is None else str(self.candidates),
+                "precision": self.precision,
+                "device": self.device,
+            },
+        }
+
+
+def _from_here(metric: str) -> str:
+    return str(Path(metric).expanduser().resolve()) if tasks.is_path(metric) else metric
 
 
 def evaluate(
     task: Task | str | Path,
     options: Options = Options(),  # frozen
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     backend: Backend | None = None,
     say: Say = quiet,
     progress: Progress = silent,
 ) -> Run:
-    """Run a task and write its folder (`out`, else the next free runs/<task>-<n>).
+    """Run a task and write its folder (`out`, else runs/<task>-<n>).
 
-    An unfinished run of the same task in `out` goes on where it stopped. Everything that can be checked is checked
+    An unfinished run with the same header in `out` goes on where it stopped. Without `out` so does one in runs/, and a
+    finished one is returned as it is, for a run is what its header says. Everything that can be checked is checked
     before the model is loaded, and nothing is written before it is. `backend` replaces the model by one at hand.
     Raises FewrecError.
     """
     task = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
-    folder = new_folder(task.name) if out is None else out
-    check_folder(folder)
-    metrics.check_metrics(task.settings.metrics)
+    if out is not None:
+        check_folder(Path(out))
+    metrics.check_metrics(task.metrics)
     parts = [choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length) for row in task.settings.rows]
     task = _resolved(task, parts)
+    names = _names(task.settings.rows, parts)
     queries = tasks.load_queries(task, options.split, options.candidates, say)
-    if backend is None:
-        load = BACKENDS.load("causal")
-        backend = load(task.settings.model, precision=options.precision, device=options.device, say=say)
+    scoring.rehearse(parts, task.domain, queries.queries)
+    backend = backend or _load(task, options, say)
     say(f"precision {backend.mode.precision} on {backend.mode.device} ({backend.mode.reason})")
-    rows = [
-        Row(_name(settings, template), settings, Recommender(template, reader, backend, task.domain, calibration))
-        for settings, (template, reader, calibration) in zip(task.settings.rows, parts, strict=True)
-    ]
-    _check_names(rows)
-    with RunStore(folder, _header(task, options, rows, queries, backend)) as store:
-        _score(rows, queries.queries, store, progress)
-        scored = [*_baselines(queries), *(_read(row, queries.queries, store) for row in rows)]
+    rows = _rows(names, task, parts, backend)
+    jobs = scoring.plan(rows, queries.queries)
+    header = records.header(task, rows, queries, backend) | options.record()
+    folder = own_folder(task.name, header) if out is None else Path(out)
+    if out is None and (record := finished(folder)):
+        say(f"{folder} holds this very run (same data, model, templates and settings); give --out to run it anew")
+        return Run(folder, record)
+    with run_store(folder, header) as store:
+        scoring.score(jobs, queries.queries, store, progress)
+        scored = [*scoring.baselines(queries.queries, queries.popularity)]
+        scored += [scoring.read(row, queries.queries, store) for row in rows]
         return _finish(task, scored, queries, store)
+
+
+def _load(task: Task, options: Options, say: Say) -> Backend:
+    load = BACKENDS.load("causal")
+    backend: Backend = load(task.settings.model, precision=options.precision, device=options.device, say=say)
+    return backend
 
 
 def _resolved(task: Task, parts: Sequence[Chosen]) -> Task:
@@ -171,113 +157,48 @@ def _resolved(task: Task, parts: Sequence[Chosen]) -> Task:
     return replace(task, settings=task.settings.model_copy(update={"rows": rows}))
 
 
+def _names(rows: Sequence[RowSettings], parts: Sequence[Chosen]) -> list[str]:
+    """What the table calls each row. Raises TaskError where two would be called the same."""
+    names = [_name(row, template) for row, (template, _, _) in zip(rows, parts, strict=True)]
+    taken = set(BASELINES)
+    for name in names:
+        if name in taken:
+            raise TaskError(
+                f"two rows are called {name!r}; rows must differ in prompt, verbalizer, length or calibration"
+            )
+        taken.add(name)
+    return names
+
+
 def _name(row: RowSettings, template: Template) -> str:
-    """What the table calls a row: its prompt, and whatever is not that prompt's default."""
+    """A row's prompt, and whatever is not that prompt's default."""
     verbalizer = row.verbalizer if row.verbalizer != template.front.verbalizer else None
     length = row.length if row.length != "sum" else None
     calibration = f"pmi {row.alpha:g}" if row.calibrate == "pmi" else None
     return " ".join(part for part in (row.prompt, verbalizer, length, calibration) if part)
 
 
-def _check_names(rows: Sequence[Row]) -> None:
-    names = [row.name for row in rows]
-    for name in names:
-        if names.count(name) > 1 or name in BASELINES:
-            raise TaskError(
-                f"two rows are called {name!r}; rows must differ in prompt, verbalizer, length or calibration"
-            )
-
-
-def _score(rows: Sequence[Row], queries: Sequence[Query], store: RunStore, progress: Progress) -> None:
-    """Ask everything that is not in the store yet, one user's questions a unit."""
-    jobs = _jobs(rows)
-    costs = {job.key: job.cost(queries) for job in jobs}
-    total, done = sum(costs.values()) * len(queries), 0.0
-    for job in jobs:
-        for query in queries:
-            if store.get(job.key, query.user_id) is None:
-                store.put(job.key, query.user_id, job.run(query))
-            done += costs[job.key]
-            progress(job.name, done, total)
-    store.commit()
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One set of questions that rows share: the queries' own, or their twins."""
-
-    name: str
-    key: str
-    recommender: Recommender
-    twins: bool
-
-    def run(self, query: Query) -> Unit:
-        start = time.perf_counter()
-        if self.twins:
-            logprobs, n_history = self.recommender.ask_twin(query), 0
-        else:
-            logprobs, n_history = self.recommender.ask(query)
-        return Unit(logprobs, n_history, 1000 * (time.perf_counter() - start))
-
-    def cost(self, queries: Sequence[Query], sample: int = 3) -> float:
-        """Expected work per user, in tokens computed, from the first few users: for the progress bar only."""
-        some = queries[:sample]
-        asked = (query.recent(0) if self.twins else query for query in some)
-        return float(np.mean([self.recommender.work(query) for query in asked]))
-
-
-def _jobs(rows: Sequence[Row]) -> list[_Job]:
-    jobs: dict[str, _Job] = {}
-    for row in rows:
-        jobs.setdefault(row.asks, _Job(row.settings.prompt, row.asks, row.recommender, twins=False))
-        if row.recommender.calibration.needs_twin:
-            key = row.asks + "/twin"
-            jobs.setdefault(key, _Job(f"{row.settings.prompt} without history", key, row.recommender, twins=True))
-    return list(jobs.values())
-
-
-def _baselines(queries: QuerySet) -> Iterable[Scored]:
-    for name in BASELINES:
-        ranker = BASELINES.load(name)(queries.popularity)
-        yield Scored(name, tuple(ranker.rank(query) for query in queries.queries))
-
-
-def _read(row: Row, queries: Sequence[Query], store: RunStore) -> Scored:
-    """Turn the logged answers of a row into rankings."""
-    rankings, cost, cut = [], [], 0
-    mass: list[float] = []
-    for query in queries:
-        asked = _saved(store, row.asks, query)
-        twins = _saved(store, row.asks + "/twin", query) if row.recommender.calibration.needs_twin else None
-        answers = Answers(asked.logprobs, twins.logprobs if twins else (), asked.n_history)
-        rankings.append(Ranking.from_scores(query, row.recommender.scores(answers).tolist(), asked.n_history))
-        cost.append(asked.ms + (twins.ms if twins else 0.0))
-        mass.extend(label_mass(rows) for rows in asked.logprobs)
-        cut += len(query.history) - asked.n_history
-    notes = {"history_items_cut": float(cut)}
-    if row.recommender.verbalizer.kind != "complete":
-        notes["label_mass"] = float(np.mean(mass))
-    return Scored(row.name, tuple(rankings), row.settings, float(np.mean(cost)), notes)
-
-
-def _saved(store: RunStore, key: str, query: Query) -> Unit:
-    unit = store.get(key, query.user_id)
-    assert unit is not None, "every unit was scored before it is read"
-    return unit
+def _rows(names: Sequence[str], task: Task, parts: Sequence[Chosen], backend: Backend) -> list[Row]:
+    return [
+        Row(name, settings, Recommender(template, reader, backend, task.domain, calibration))
+        for name, settings, (template, reader, calibration) in zip(names, task.settings.rows, parts, strict=True)
+    ]
 
 
 def _finish(task: Task, scored: Sequence[Scored], queries: QuerySet, store: RunStore) -> Run:
     """Measure, and write what people read; run.json last."""
-    values = {row.name: _measure(row, queries, task.settings.metrics) for row in scored}
+    values = {row.name: _measure(row, queries, task.metrics) for row in scored}
     record = {
-        "rows": [_record(row, values[row.name], task.settings.seed) for row in scored],
+        **store.header,
+        "rows": [records.row(row, values[row.name], task.settings.seed) for row in scored],
         "n_users": len(queries.queries),
         "problems": dict(queries.problems),
     }
+    judged = [query.user_id for query in queries.queries if query.user_id in queries.qrels]
     write_queries(store.folder / "candidates.parquet", queries)
-    _write_parquet(store.folder / "rankings.parquet", _ranking_columns(scored))
-    _write_parquet(store.folder / "measurements.parquet", _measurement_columns(scored, values))
-    report.write(store.folder / "report.html", task, record)
+    parquet_files.write(store.folder / "rankings.parquet", records.ranking_columns(scored))
+    parquet_files.write(store.folder / "measurements.parquet", records.measurement_columns(scored, values, judged))
+    report.write(store.folder / "report.html", record)
     store.finish(record)
     return Run(store.folder, record)
 
@@ -295,101 +216,3 @@ def _measure(row: Scored, queries: QuerySet, names: Sequence[str]) -> dict[str, 
         if ranking.user_id in queries.qrels
     ]
     return metrics.measure(names, users) if users else {}
-
-
-def _record(row: Scored, values: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
-    """A row as run.json holds it: fractions, not per cent."""
-    settings = row.settings
-    intervals = {name: bootstrap_interval(column, seed) for name, column in values.items()}
-    return {
-        "name": row.name,
-        "prompt": settings.prompt if settings else None,
-        "verbalizer": settings.verbalizer if settings else None,
-        "calibration": settings.calibrate if settings else None,
-        "alpha": settings.alpha if settings else None,
-        "length": settings.length if settings else None,
-        "n_users": len(row.rankings),
-        "ms_per_user": row.ms_per_user,
-        "metrics": {name: _interval(interval) for name, interval in intervals.items()},
-        "notes": dict(row.notes or {}),
-    }
-
-
-def _interval(interval: Interval) -> dict[str, float | None]:
-    """JSON has no NaN: a metric that no user has a value for is null."""
-    numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return {name: None if np.isnan(number) else number for name, number in numbers.items()}
-
-
-def _header(task: Task, options: Options, rows: Sequence[Row], queries: QuerySet, backend: Backend) -> dict[str, Any]:
-    """Everything that decides the result; resuming compares it field by field."""
-    files = backend.files
-    return {
-        "schema": 1,
-        "task": task.name,
-        "settings": task.settings.model_dump(mode="json"),
-        "split": options.split,
-        "data": dict(queries.sources),
-        "queries": _queries_digest(queries),
-        "model": {"name": files.name, "sha256": files.sha256} if files else {"name": type(backend).__name__},
-        "numerics": backend.mode.to_dict(),
-        "templates": {row.settings.prompt: _template_record(row) for row in rows},
-        "verbalizers": {
-            str(row.settings.verbalizer): row.recommender.verbalizer.model_dump(mode="json") for row in rows
-        },
-        "versions": {name: version(name) for name in LIBRARIES},
-    }
-
-
-def _template_record(row: Row) -> dict[str, str]:
-    template = row.recommender.template
-    return {"origin": template.ref.origin, "sha256": template.ref.sha256, "text": template.text}
-
-
-def _queries_digest(queries: QuerySet) -> str:
-    """sha256 over every history, candidate list and answer, in order."""
-    whole = sha256()
-    for query in queries.queries:
-        parts = [
-            query.user_id,
-            *(seen.item.id for seen in query.history),
-            "\1",
-            *(item.id for item in query.candidates),
-        ]
-        parts += ["\1", *sorted(queries.qrels.get(query.user_id, ()))]
-        whole.update("\0".join(parts).encode("utf-8", "surrogatepass") + b"\2")
-    return whole.hexdigest()
-
-
-def _ranking_columns(scored: Sequence[Scored]) -> dict[str, list[Any]]:
-    places = [
-        (row.name, ranking.user_id, item_id, score, rank)
-        for row in scored
-        for ranking in row.rankings
-        for rank, (item_id, score) in enumerate(zip(ranking.item_ids, ranking.scores, strict=True), 1)
-    ]
-    return _columns(("row", "user_id", "item_id", "score", "rank"), places)
-
-
-def _measurement_columns(
-    scored: Sequence[Scored], values: Mapping[str, Mapping[str, np.ndarray]]
-) -> dict[str, list[Any]]:
-    places = [
-        (row.name, ranking.user_id, metric, float(value))
-        for row in scored
-        for metric, column in values[row.name].items()
-        for ranking, value in zip(row.rankings, column, strict=True)
-    ]
-    return _columns(("row", "user_id", "metric", "value"), places)
-
-
-def _columns(names: Sequence[str], places: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:
-    return {name: [place[at] for place in places] for at, name in enumerate(names)}
-
-
-def _write_parquet(path: Path, columns: Mapping[str, list[Any]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with replaced(path) as part:
-        pq.write_table(pa.table(dict(columns)), part, write_page_checksum=True)

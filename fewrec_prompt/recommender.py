@@ -6,6 +6,7 @@ so that another calibration weight or length rule costs no new question.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -16,6 +17,7 @@ from fewrec_prompt.backends import BACKENDS, Backend
 from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.errors import BudgetError, DataError, VerbalizerError
 from fewrec_prompt.templates import Template
+from fewrec_prompt.text import one_line
 from fewrec_prompt.types import Domain, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import Length, Verbalizer
 
@@ -104,6 +106,8 @@ class Recommender:
 
         Raises DataError for an empty history or repeated candidates, BudgetError if not even one history item fits.
         """
+        if query is not None and (history or candidates):
+            raise DataError("give a query, or titles as history and candidates, not both")
         query = of_titles(history, candidates) if query is None else query
         answers = self.answers(query)
         return Ranking.from_scores(query, self.scores(answers).tolist(), answers.n_history)
@@ -202,12 +206,20 @@ def choose(prompt: str, verbalizer: str | None, calibrate: str, alpha: float | N
 
 def of_titles(history: Sequence[str], candidates: Sequence[str], user_id: str = "user") -> Query:
     """A query from titles alone; an item's id is its title. Raises DataError for empty or repeated input."""
-    if not history:
-        raise DataError("the history is empty; give at least one title")
-    if not candidates:
-        raise DataError("there are no candidates; give at least one title")
-    repeated = sorted({title for title in candidates if list(candidates).count(title) > 1})
+    _check_titles("history", history)
+    _check_titles("list of candidates", candidates)
+    repeated = [title for title, count in Counter(candidates).items() if count > 1]
     if repeated:
         raise DataError(f"candidate {repeated[0]!r} is given more than once; each candidate once")
     seen = tuple(Interaction(Item(title, title)) for title in history)
     return Query(user_id, seen, tuple(Item(title, title) for title in candidates))
+
+
+def _check_titles(what: str, titles: Sequence[str]) -> None:
+    if isinstance(titles, str):
+        raise DataError(f"the {what} is the text {titles!r}; give a list of titles")
+    if not titles:
+        raise DataError(f"the {what} is empty; give at least one title")
+    for place, title in enumerate(titles, 1):
+        if not one_line(title):
+            raise DataError(f"title {place} of the {what} is empty")

@@ -1,7 +1,7 @@
 """Names to objects, without importing what is not used.
 
 A table maps a name to "module:object"; the module is imported when the name is looked up. Packages add names through
-entry points of the group that the table carries.
+entry points of the group that the table carries; they come after ours and cannot replace them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Registry(Mapping[str, str]):
     def _names(self) -> dict[str, str]:
         if self._group is None:
             return self._own
-        return {point.name: point.value for point in entry_points(group=self._group)} | self._own
+        added = {point.name: point.value for point in entry_points(group=self._group)}
+        return self._own | {name: target for name, target in added.items() if name not in self._own}
 
     def __getitem__(self, name: str) -> str:
         return self._names()[name]

@@ -5,14 +5,13 @@ No network, no script: a page that can be mailed. The pictures and slices of a f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 from fewrec_prompt.files import write_text
-from fewrec_prompt.tasks import Task
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -27,24 +26,31 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #d5dae0; }
 th:first-child, td:first-child { text-align: left; }
-th { background: #f3f5f7; }
-td small { color: #5b6672; display: block; }
+thead th { background: #f3f5f7; }
+tbody th { font-weight: inherit; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+td small { color: #5b6672; display: block; font-weight: 400; }
 .best { font-weight: 700; }
-p, dd { max-width: 45rem; }
-pre { background: #f3f5f7; padding: .8rem; overflow-x: auto; }
+p, li { max-width: 45rem; }
+dt { font-weight: 600; }
+dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
+pre { background: #f3f5f7; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 </style>
 </head>
 <body>
 <h1>{{ title }}</h1>
-<p>{{ description }}</p>
+{% if description %}<p>{{ description }}</p>{% endif %}
+{% if metrics %}
 <p>{{ n_users }} users. Each value is a mean over users in per cent, below it the 95&nbsp;% bootstrap interval over
 users; ties count at their expectation; bold is the highest value of a column, which by itself says nothing about a
 difference.</p>
-<div class="scroll"><table>
+{% else %}
+<p>{{ n_users }} users, no answers: there is nothing to measure. The rankings stand in rankings.parquet.</p>
+{% endif %}
+<div class="scroll" tabindex="0"><table>
 <thead><tr><th>row</th>{% for name in metrics %}<th>{{ name }}</th>{% endfor %}<th>ms/user</th></tr></thead>
 <tbody>
 {% for row in rows %}
-<tr><td>{{ row.name }}</td>
+<tr><th scope="row">{{ row.name }}</th>
 {% for cell in row.cells %}
 <td{% if cell.best %} class="best"{% endif %}>{{ cell.value }}<small>{{ cell.interval }}</small></td>
 {% endfor %}<td>{{ row.ms }}</td></tr>
@@ -53,7 +59,11 @@ difference.</p>
 {% if problems %}<h2>Problems in the data, counted</h2>
 <ul>{% for kind, count in problems %}<li>{{ kind }}: {{ count }}</li>{% endfor %}</ul>{% endif %}
 <h2>What was run</h2>
-<p>Model {{ model }}. Everything needed to repeat it stands in run.json beside this page.</p>
+<dl>{% for name, value in facts %}<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
+<p>Everything needed to repeat it stands in run.json beside this page.</p>
+{% for name, text in templates %}
+<details><summary>Template {{ name }}</summary><pre>{{ text }}</pre></details>
+{% endfor %}
 </body>
 </html>
 """
@@ -74,28 +84,54 @@ def milliseconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.0f}"
 
 
-def write(path: Path, task: Task, record: Mapping[str, Any]) -> None:
-    """Write the page for a run record. Everything in it is escaped."""
+def write(path: Path, record: Mapping[str, Any]) -> None:
+    """Write the page for the record of a run. Everything in it is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     rows = record["rows"]
     names = metric_names(rows)
-    best = {name: max((row["metrics"][name]["value"] or 0.0) for row in rows) for name in names}
+    best = {name: _highest(row["metrics"][name]["value"] for row in rows) for name in names}
     page = environment.from_string(_PAGE).render(
-        title=f"fewrec-prompt: {task.name}",
-        description=task.settings.description,
+        title=f"fewrec-prompt: {record['task']}",
+        description=record["settings"]["description"],
         n_users=record["n_users"],
         metrics=names,
         rows=[_row(row, names, best) for row in rows],
         problems=[(kind, count) for kind, count in record["problems"].items() if count],
-        model=task.settings.model,
+        facts=_facts(record),
+        templates=[(name, template["text"]) for name, template in record["templates"].items()],
     )
     write_text(path, page)
 
 
-def _row(row: Mapping[str, Any], names: Sequence[str], best: Mapping[str, float]) -> dict[str, Any]:
+def _highest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _row(row: Mapping[str, Any], names: Sequence[str], best: Mapping[str, float | None]) -> dict[str, Any]:
     cells = []
     for name in names:
         metric = row["metrics"][name]
-        interval = f"{percent(metric['low'])} – {percent(metric['high'])}"
-        cells.append({"value": percent(metric["value"]), "interval": interval, "best": metric["value"] == best[name]})
+        known = metric["value"] is not None
+        cells.append(
+            {
+                "value": percent(metric["value"]),
+                "interval": f"{percent(metric['low'])}–{percent(metric['high'])}" if known else "",
+                "best": known and metric["value"] == best[name],
+            }
+        )
     return {"name": row["name"], "cells": cells, "ms": milliseconds(row["ms_per_user"])}
+
+
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    model, numerics = record["model"], record["numerics"]
+    return [
+        ("Model", f"{model['name']}, sha256 {model['sha256'] or 'none: made in memory'}"),
+        ("Precision", f"{numerics['precision']} on {numerics['device']} ({numerics['reason']})"),
+        ("Users", f"{record['n_users']}, {record['split']}, seed {record['settings']['seed']}"),
+        *(("Data", f"{name}, sha256 {digest}") for name, digest in record["data"].items()),
+        *((f"Row {row['name']}", _notes(row["notes"])) for row in record["rows"] if row["notes"]),
+    ]
+
+
+def _notes(notes: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in notes.items())

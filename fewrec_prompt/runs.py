@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import sqlite3
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +27,18 @@ from fewrec_prompt.files import disk_error, write_text
 from fewrec_prompt.types import TokenLogprobs
 
 COMMIT_SECONDS, COMMIT_UNITS = 1.0, 32  # at most this much is asked again after a crash
+DESCRIBES = (
+    "call.*",  # what it comes to stands in numerics and queries
+    "settings.description",
+    "settings.model",  # the same files under another name are the same model: model.sha256
+    "model.name",
+    "numerics.reason",
+    "templates.*.origin",
+    "verbalizers.*.description",
+)
+"""Parts of a header that say something and decide nothing: a run resumes whatever they are. Metrics are not among them:
+they score nothing, but a table is what its command says."""
+_LEFTOVER = re.compile(r"\.(header\.json|run\.json|report\.html|\w+\.parquet)\.\d+\.(part|tmp)")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS units (
   questions TEXT NOT NULL, user_id TEXT NOT NULL, n_history INTEGER NOT NULL, ms REAL NOT NULL,
@@ -42,70 +57,103 @@ class Unit:
     ms: float
 
 
-class RunStore:
-    """The folder of one run, locked for this process. Use as a context manager."""
+@contextmanager
+def run_store(folder: Path, header: Mapping[str, Any]) -> Iterator[RunStore]:
+    """The store of a run in this folder, locked for this process: a new one, or an unfinished one of this header.
 
-    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
-        check_folder(folder, header)
-        self.folder = folder
-        self._pending = 0
-        self._saved_at = time.monotonic()
+    Whatever ends it, finished users are saved; if there are none yet, the folder is left as it was found. Raises
+    RunError, LockedError if another process has it, StorageError if the disk refuses.
+    """
+    check_folder(folder, header)
+    existed = folder.exists()
+    with _locked(folder):
+        check_folder(folder, header)  # again: another process may have finished it in between
+        fresh = not (folder / "header.json").exists()
+        store: RunStore | None = None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("a+b")
-        except OSError as error:
-            raise disk_error(error, folder) from error
-        self._take_lock()
-        if not (folder / "header.json").exists():
-            write_text(folder / "header.json", dump(header))
-        self._database = self._open()
+            _sweep(folder)
+            if fresh:
+                write_text(folder / "header.json", dump(header))
+            store = RunStore(folder)
+            yield store
+        finally:
+            try:
+                if store is not None:
+                    store.close()
+            finally:
+                if fresh and not (store and store.n_saved):
+                    _remove(folder, whole=not existed)
 
-    def _take_lock(self) -> None:
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """An exclusive lock on the folder, which the kernel gives back however the process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a+b")
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    with lock:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise LockedError(
-                f"{self.folder}: another process is writing this run; wait for it or use another --out"
+                f"{folder}: another process is writing this run; wait for it or use another --out"
             ) from error
+        yield
 
-    def _open(self) -> sqlite3.Connection:
+
+class RunStore:
+    """What is saved of a run. Made by `run_store`, which holds the lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.header: Mapping[str, Any] = json.loads((folder / "header.json").read_text(encoding="utf-8"))
+        self.n_saved = 0  # units put since it was opened
+        self._pending = 0
+        self._saved_at = time.monotonic()
         with self._disk():
-            database = sqlite3.connect(self.folder / "results.sqlite")
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=FULL")
-            database.executescript(_SCHEMA)
-        return database
+            self._database = sqlite3.connect(folder / "results.sqlite")
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.executescript(_SCHEMA)
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
+        path = self.folder / "results.sqlite"
         try:
             yield
         except sqlite3.OperationalError as error:
             raise StorageError(
-                f"{self.folder / 'results.sqlite'}: {error}; finished users are saved. Free some space, then run the "
-                "same command again to go on"
+                f"{path}: {error}; finished users are saved. Free some space, then run the same command again to go on"
             ) from error
+        except sqlite3.DatabaseError as error:
+            raise RunError(f"{path}: {error}; the file is damaged. Run again with a new --out") from error
 
     def get(self, questions: str, user_id: str) -> Unit | None:
         """What is saved for these questions of this user; a damaged row is dropped and counts as not there."""
-        row = self._database.execute(
-            "SELECT n_history, ms, shapes, logprobs, crc FROM units WHERE questions=? AND user_id=?",
-            (questions, user_id),
-        ).fetchone()
-        if row is None:
-            return None
-        n_history, ms, shapes, blob, crc = row
-        if zlib.crc32(blob) != crc:
-            self._database.execute("DELETE FROM units WHERE questions=? AND user_id=?", (questions, user_id))
-            return None
+        with self._disk():
+            row = self._database.execute(
+                "SELECT n_history, ms, shapes, logprobs, crc FROM units WHERE questions=? AND user_id=?",
+                (questions, user_id),
+            ).fetchone()
+            if row is None:
+                return None
+            *cells, crc = row
+            if _crc(*cells) != crc:
+                self._database.execute("DELETE FROM units WHERE questions=? AND user_id=?", (questions, user_id))
+                return None
+        n_history, ms, shapes, blob = cells
         return Unit(_unpack(shapes, blob), n_history, ms)
 
     def put(self, questions: str, user_id: str, unit: Unit) -> None:
         """Save a unit; it is on disk after the next commit, at most a second or 32 units later."""
         shapes, blob = _pack(unit.logprobs)
-        row = (questions, user_id, unit.n_history, unit.ms, shapes, blob, zlib.crc32(blob))
+        cells = (unit.n_history, unit.ms, shapes, blob)
+        row = (questions, user_id, *cells, _crc(*cells))
         with self._disk():
             self._database.execute("INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        self.n_saved += 1
         self._pending += 1
         if self._pending >= COMMIT_UNITS or time.monotonic() - self._saved_at > COMMIT_SECONDS:
             self.commit()
@@ -116,21 +164,17 @@ class RunStore:
             self._database.commit()
         self._pending, self._saved_at = 0, time.monotonic()
 
-    def finish(self, results: Mapping[str, Any]) -> None:
+    def finish(self, record: Mapping[str, Any]) -> None:
         """Write run.json, the mark of a finished run."""
         self.commit()
-        header = json.loads((self.folder / "header.json").read_text(encoding="utf-8"))
-        write_text(self.folder / "run.json", dump({**header, **results}))
+        write_text(self.folder / "run.json", dump(record))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Save what is pending and let go of the file."""
         try:
             self.commit()
         finally:
             self._database.close()
-            self._lock.close()
 
 
 def check_folder(folder: Path, header: Mapping[str, Any] | None = None) -> None:
@@ -141,7 +185,7 @@ def check_folder(folder: Path, header: Mapping[str, Any] | None = None) -> None:
         raise RunError(f"{folder}: not a folder; give --out a new or empty folder")
     if (folder / "run.json").exists():
         raise RunError(f"{folder}: holds a finished run; give --out a new folder")
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir() if not _LEFTOVER.fullmatch(path.name)}
     if "header.json" not in names and not names <= {"lock"}:
         raise RunError(f"{folder}: not empty and not an unfinished run; give --out a new or empty folder")
     if header is not None and "header.json" in names:
@@ -149,30 +193,82 @@ def check_folder(folder: Path, header: Mapping[str, Any] | None = None) -> None:
 
 
 def _check_same(folder: Path, header: Mapping[str, Any]) -> None:
-    try:
-        before = json.loads((folder / "header.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{folder / 'header.json'}: not valid JSON; give --out a new folder") from error
-    now = json.loads(dump(header))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changed = _differences(folder, header)
     if changed:
+        what = "; ".join(f"{key} was {_shown(before)}, now {_shown(now)}" for key, before, now in changed[:4])
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise RunError(
-            f"{folder}: holds an unfinished run with another {', '.join(changed)}; repeat its command to resume it, "
-            "or give --out a new folder"
+            f"{folder}: holds an unfinished run with another header: {what}{more}. Repeat its command to resume it, or "
+            "give --out a new folder"
         )
 
 
-def new_folder(stem: str, parent: Path = Path("runs")) -> Path:
-    """The next free folder runs/<stem>-<n>."""
-    n = 1
-    while (parent / f"{stem}-{n}").exists():
-        n += 1
-    return parent / f"{stem}-{n}"
+def _differences(folder: Path, header: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, value in the folder, value now) of all that decides a result and is not the same."""
+    path = folder / "header.json"
+    try:
+        before = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
+    except ValueError as error:
+        raise RunError(f"{path}: not valid JSON; give --out a new folder") from error
+    now = dict(_leaves(json.loads(dump(header))))
+    keys = sorted(before.keys() | now.keys())
+    return [(key, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a record that decides its result; lists count as one value."""
+    if any(fnmatchcase(key, pattern) for pattern in DESCRIBES):
+        return
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    for name, inner in value.items():
+        yield from _leaves(inner, f"{key}.{name}" if key else name)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for path in folder.iterdir():
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink()
+
+
+def _remove(folder: Path, *, whole: bool) -> None:
+    """Take away what an unsuccessful beginning made."""
+    for name in ("header.json", *(f"results.sqlite{tail}" for tail in ("", "-wal", "-shm", "-journal")), "lock"):
+        (folder / name).unlink(missing_ok=True)
+    if whole and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def own_folder(stem: str, header: Mapping[str, Any], parent: Path = Path("runs")) -> Path:
+    """The folder runs/<stem>-<n> that holds a run of this header, finished or not; else the next free one."""
+    for n in count(1):
+        folder = parent / f"{stem}-{n}"
+        if not folder.exists() or ((folder / "header.json").is_file() and not _differences(folder, header)):
+            return folder
+    raise AssertionError("count has no end")
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The record of the run in this folder, or None if it is not finished."""
+    path = folder / "run.json"
+    record: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return record
 
 
 def dump(record: Mapping[str, Any]) -> str:
     """JSON that a person can read; NaN is not JSON and is refused."""
     return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _crc(n_history: int, ms: float, shapes: str, blob: bytes) -> int:
+    return zlib.crc32(blob, zlib.crc32(f"{n_history} {ms!r} {shapes}".encode()))
 
 
 def _pack(logprobs: tuple[TokenLogprobs, ...]) -> tuple[str, bytes]:

@@ -8,28 +8,26 @@ item text is always data. What label words mean, and what fits the context windo
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from traceback import walk_tb
+from typing import Any, NoReturn
 
-from jinja2 import FunctionLoader, StrictUndefined, Undefined, UndefinedError, meta, nodes
+from jinja2 import FunctionLoader, StrictUndefined, Undefined
 from jinja2 import Template as CompiledTemplate
 from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import field_validator
 
-from fewrec_prompt import artifacts
+from fewrec_prompt import artifacts, lint
 from fewrec_prompt.artifacts import Settings
 from fewrec_prompt.errors import ArtifactError, TemplateError, did_you_mean
+from fewrec_prompt.lint import ROLES
 from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Domain, Interaction, Item, Kind, Message, Prompt, Query, TemplateRef
 
-VARIABLES = ("history", "candidates", "item", "domain")
-REQUIRED: Mapping[Kind, str] = {"choose": "candidates", "judge": "item", "rate": "item"}
-ROLES = ("system", "user", "assistant")
 MAX_OUTPUT = 1_000_000  # characters: no context window holds more
 _INCLUDABLE = re.compile(r"(shipped/)?[a-z0-9][a-z0-9_.-]{0,63}\.jinja")
 _FRONT_MATTER = re.compile(r"\A\{#-?(.*?)-?#\}", re.DOTALL)
@@ -54,7 +52,7 @@ class FrontMatter(Settings):
 
 
 class Record:
-    """Named values that a template can read and nothing else: no methods, no items, no way to change them."""
+    """Named values that a template can read and nothing else: no methods, no items, no way to change or print it."""
 
     __slots__ = ("_values",)
 
@@ -69,6 +67,25 @@ class Record:
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("records do not change")
+
+    def __dir__(self) -> list[str]:
+        return sorted(self._values)
+
+    def __repr__(self) -> NoReturn:
+        # `history|join(", ")` would otherwise put "<Record object at 0x7f…>" into a prompt, another one every time.
+        raise TypeError("a template prints text and numbers; name a field, as in history|map(attribute='title')")
+
+
+class _Missing(StrictUndefined):
+    """An undefined value that knows what there is instead."""
+
+    @property
+    def _undefined_message(self) -> str:
+        if isinstance(self._undefined_obj, Record):
+            return f"there is no field {self._undefined_name!r} here; " + did_you_mean(
+                str(self._undefined_name), dir(self._undefined_obj)
+            )
+        return super()._undefined_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +163,14 @@ def read(path: Path) -> Template:
     environment = _environment(loader)
     try:
         compiled = environment.get_template(path.name)
-        for source in loader.texts.values():
-            _check_names(environment, source, front.kind, str(path))
-        _load_parents(environment, text)
+        trees = lint.parse_all(environment, path.name)
     except TemplateSyntaxError as error:
         raise TemplateError(f"{error.filename or path}:{error.lineno}: {error.message}") from error
     except TemplateNotFound as error:
         raise TemplateError(f"{path}: {error.message}") from error
-    _check_required(environment, loader, front.kind, path)
+    except RecursionError as error:
+        raise TemplateError(f"{path}: nested too deeply") from error
+    lint.check(trees, front.kind, str(path))
     digest = sha256(b"\0".join(loader.texts[name].encode() for name in sorted(loader.texts))).hexdigest()
     return Template(front, TemplateRef(path.stem, str(path), digest), text, compiled)
 
@@ -198,13 +215,14 @@ class _Loader:
 def _environment(loader: _Loader) -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         loader=FunctionLoader(loader),
-        undefined=StrictUndefined,
+        undefined=_Missing,
         finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=False,
     )
     environment.globals.clear()
+    del environment.filters["random"]  # the same query gives the same prompt
     return environment
 
 
@@ -217,33 +235,6 @@ def _printable(value: Any) -> Any:
     raise TypeError(
         f"a template prints text and numbers; this is a {type(value).__name__}; name one of its fields, or join it"
     )
-
-
-def _check_names(environment: ImmutableSandboxedEnvironment, text: str, kind: Kind, where: str) -> None:
-    tree = environment.parse(text, filename=where)
-    allowed = [name for name in VARIABLES if name != "item" or REQUIRED.get(kind) == "item"]
-    for name in sorted(meta.find_undeclared_variables(tree) - set(allowed)):
-        line = min(node.lineno for node in tree.find_all(nodes.Name) if node.name == name)
-        raise TemplateError(
-            f"{where}:{line}: unknown variable {name!r}; this template (kind {kind!r}) may use: "
-            + did_you_mean(name, allowed)
-        )
-
-
-def _check_required(environment: ImmutableSandboxedEnvironment, loader: _Loader, kind: Kind, path: Path) -> None:
-    used = {name for text in loader.texts.values() for name in meta.find_undeclared_variables(environment.parse(text))}
-    needed = REQUIRED.get(kind)
-    if needed and needed not in used:
-        raise TemplateError(f"{path}:1: kind {kind!r} must show {needed!r}, and the template never uses it")
-
-
-def _load_parents(environment: ImmutableSandboxedEnvironment, text: str) -> None:
-    """Compile what the template refers to now, so that a bad include is found before the first user."""
-    for name in meta.find_referenced_templates(environment.parse(text)):
-        if name is None:
-            raise TemplateSyntaxError("extends, include and import take a constant name", 1)
-        environment.get_template(name)
-        _load_parents(environment, environment.loader.get_source(environment, name)[0])  # type: ignore[union-attr]
 
 
 def _bounded(pieces: Iterator[str], where: str) -> str:
@@ -272,13 +263,10 @@ def _labelled(candidates: Sequence[Item], labels: Sequence[str]) -> tuple[Record
     return tuple(_of_item(item, label=label) for item, label in zip(candidates, labels, strict=True))
 
 
-def _explain(error: Exception, filename: str) -> str:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".jinja")]
-    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else filename
-    message = str(error)
-    missing = re.search(r"has no attribute '(\w+)'", message)
-    if isinstance(error, UndefinedError) and missing:
-        return f"{where}: this item has no field {missing[1]!r}; " + did_you_mean(
-            missing[1], ("title", "id", "rating", "time", "label")
-        )
-    return f"{where}: {message or type(error).__name__}"
+def _explain(error: Exception, file: str) -> str:
+    """The error with the template line that raised it: compiled templates run as Python, with lines of their own."""
+    place = file
+    for frame, line in walk_tb(error.__traceback__):
+        if compiled := frame.f_globals.get("__jinja_template__"):
+            place = f"{compiled.filename}:{compiled.get_corresponding_lineno(line)}"
+    return f"{place}: {str(error) or type(error).__name__}"

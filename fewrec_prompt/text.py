@@ -10,7 +10,7 @@ import unicodedata
 
 MAX_TITLE = 512  # characters; the longest title in the data sets at hand has 230
 _INVISIBLE = re.compile(
-    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]"
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]"
 )
 _SPACE = re.compile(r"\s+")
 
@@ -22,7 +22,7 @@ def one_line(text: str) -> str:
     two titles one. Lone surrogates become U+FFFD. Idempotent.
     """
     text = text.encode("utf-8", "replace").decode("utf-8") if any("\ud800" <= c <= "\udfff" for c in text) else text
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))  # in this order: what was hidden between may combine
     return _SPACE.sub(" ", text).strip()[:MAX_TITLE].rstrip()
 
 

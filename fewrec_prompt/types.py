@@ -100,7 +100,7 @@ class Prompt:
 class Question:
     """A prompt, and the continuations of it whose log-probability is asked.
 
-    `labels` says that they are label words, which a backend must be able to tell apart by their first token.
+    `labels` says that they are label words, which a backend must be able to tell apart: none may begin another.
     """
 
     prompt: Prompt

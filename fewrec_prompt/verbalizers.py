@@ -48,7 +48,9 @@ class Verbalizer(Protocol):
 
 class _Base(Settings):
     description: str
-    alpha: float = 1.0  # what `pmi` calibration subtracts of the twin's scores where nobody names another
+    alpha: float = Field(
+        default=1.0, allow_inf_nan=False
+    )  # what `pmi` calibration subtracts of the twin's scores where nobody names another
 
 
 class Choose(_Base):

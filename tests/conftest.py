@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -10,6 +11,10 @@ from fewrec_prompt.data import read_dataset
 from fewrec_prompt.data.dataset import Dataset
 
 pytest_plugins = ["_strict_skips"]
+
+# evaluate copies every metric it loads by path into a folder, and stays bound to the first one of the process.
+_modules = TemporaryDirectory(prefix="fewrec-modules-")
+os.environ["HF_MODULES_CACHE"] = _modules.name
 
 
 def _asset(name: str) -> Path:

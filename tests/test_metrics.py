@@ -278,20 +278,14 @@ def test_a_score_that_is_not_a_number_is_refused_for_its_user() -> None:
 
 
 @pytest.fixture(scope="module")
-def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def modules_cache() -> Iterator[Path]:
     """evaluate without network, its copies of metrics in a folder of these tests."""
     import evaluate
 
-    folder = tmp_path_factory.mktemp("modules")
+    folder = Path(evaluate.config.HF_MODULES_CACHE)  # of this test session: conftest.py
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in sys.modules if name.split(".")[0] == "evaluate_modules"]:
-            patch.delitem(sys.modules, name)  # once imported, it stays bound to its folder
-        patch.setattr(evaluate.config, "HF_MODULES_CACHE", folder)
-        patch.setenv("HF_MODULES_CACHE", str(folder))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield folder
-        for name in [name for name in sys.modules if name.split(".")[0] == "evaluate_modules"]:
-            del sys.modules[name]
 
 
 def script(folder: Path, name: str, features: str, body: str, top: str = "import evaluate\nimport datasets") -> str:

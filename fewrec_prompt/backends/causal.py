@@ -6,21 +6,26 @@ A question goes through tokens.py (text to ids) and engine.py (ids to log-probab
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import engine
 from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.backends.precision import NumericMode, choose_device, choose_precision, loading_options
+from fewrec_prompt.backends.probe import why_not_packed
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.errors import ModelError, NumericError
 from fewrec_prompt.types import Question, TokenLogprobs
+
+UNBOUNDED = 8192  # tokens of context for a model that names no limit, so that a pass has one
 
 
 class CausalBackend:
@@ -31,7 +36,7 @@ class CausalBackend:
         self.tokens = QuestionTokenizer(tokenizer)
         self.mode = mode
         self.files = files
-        self.context_window = int(model.config.get_text_config().max_position_embeddings)
+        self.context_window = _context_window(model.config.get_text_config(), tokenizer)
 
     def n_tokens(self, question: Question) -> int:
         """Tokens of the longest sequence this question makes: prompt and continuation."""
@@ -66,21 +71,14 @@ def load(name: str, *, precision: str = "auto", device: str | None = None, say: 
 
     Raises ModelError if files are missing or the precision cannot be had here.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
     mode = choose_precision(precision, choose_device(device))
     files = locate(name, say)
-    transformers_logging.disable_progress_bar()
-    try:
-        tokenizer = _tokenizer(files)
-        model = AutoModelForCausalLM.from_pretrained(files.folder, use_safetensors=True, **loading_options(mode))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{name}: cannot be loaded from {files.folder}: {error}") from error
-    reason = engine.packs_exactly(model)
+    tokenizer, model = _tokenizer(files), _model(files, mode)
+    reason = why_not_packed(model)
     if reason:
         say(f"{name}: candidates are scored one at a time, because {reason}")
-    return CausalBackend(model, tokenizer, replace(mode, layout="plain" if reason else "packed"), files)
+    used = replace(mode, attention=model.config._attn_implementation, layout="plain" if reason else "packed")
+    return CausalBackend(model, tokenizer, used, files)
 
 
 def load_tokens(name: str, *, say: Say = quiet) -> QuestionTokenizer:
@@ -88,8 +86,38 @@ def load_tokens(name: str, *, say: Say = quiet) -> QuestionTokenizer:
     return QuestionTokenizer(_tokenizer(locate(name, say)))
 
 
+def _model(files: ModelFiles, mode: NumericMode) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    with _loading(files):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            files.folder, use_safetensors=True, output_loading_info=True, **loading_options(mode)
+        )
+    # transformers fills what a checkpoint lacks with random numbers and goes on.
+    if lacking := sorted(found["missing_keys"]):
+        raise ModelError(f"{files.name}: {len(lacking)} weights are missing in {files.folder}, such as {lacking[0]!r}")
+    return model
+
+
 def _tokenizer(files: ModelFiles) -> Any:
     from transformers import AutoTokenizer
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return AutoTokenizer.from_pretrained(files.folder)
+    with _loading(files):
+        return AutoTokenizer.from_pretrained(files.folder)
+
+
+@contextmanager
+def _loading(files: ModelFiles) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(f"{files.name}: cannot be loaded from {files.folder}: {error}") from error
+
+
+def _context_window(config: Any, tokenizer: Any) -> int:
+    """Positions the model was made for; where it counts none (ALiBi, recurrence), what its tokenizer allows."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return int(positions or min(tokenizer.model_max_length, UNBOUNDED))

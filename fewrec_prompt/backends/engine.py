@@ -1,7 +1,7 @@
 """Score token sequences with a causal language model: a tree per forward pass, or one sequence at a time.
 
-The plain path is the reference that the packed one is tested against, and what runs where a packed pass is not proven
-right. Token ids in, log-probabilities out; no text here.
+The plain path is the reference that the packed one is tested against, and what runs where probe.py does not find the
+packed one right. Token ids in, log-probabilities out; no text here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _tree_logprobs(model: Any, tree: Tree) -> dict[int, torch.Tensor]:
     hidden = model.base_model(
         input_ids=torch.tensor([tree.tokens], device=model.device),
         position_ids=torch.tensor([tree.depths], device=model.device),
-        attention_mask=_float_mask(tree, model),
+        attention_mask=None if tree.is_chain else _float_mask(tree, model),
         use_cache=False,
     ).last_hidden_state[0]
     pairs = [pair for reads in tree.reads.values() for pair in reads]
@@ -78,48 +78,3 @@ def _sequence_logprobs(model: Any, sequence: TokenSequence) -> torch.Tensor:
     logits = model(input_ids=ids, use_cache=False).logits[0].float()
     predicted: torch.Tensor = logits[sequence.scored_from - 1 : -1].log_softmax(-1)
     return predicted.gather(-1, ids[0, sequence.scored_from :, None])[:, 0]
-
-
-def packs_exactly(model: Any) -> str | None:
-    """None if this architecture can be packed, else the reason why it is scored one sequence at a time.
-
-    Sliding windows and recurrent layers take no tree mask. For the rest, a two-layer copy with random weights in fp32
-    has to give the same answers both ways, to 1e-4.
-    """
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"}:
-        return f"its layers are {', '.join(sorted(kinds))}"
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return "its attention slides over a window"
-    try:
-        distance = _probe(model)
-    except Exception as error:  # an architecture this module has never met may fail in any way
-        return f"the check of the packed pass failed ({type(error).__name__}: {error})"
-    return None if distance <= 1e-4 else f"packed and plain scores of a small copy differ by {distance:.2g} nats"
-
-
-def _probe(model: Any) -> float:
-    """Largest difference, in nats, between the packed and the plain path on a small copy of the architecture."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        small = _small_copy(model)
-    stem = tuple(range(5, 29))
-    sequences = [TokenSequence((*stem, *tail), len(stem)) for tail in ((30, 31, 32), (30, 33), (34,), (35, 31, 36, 37))]
-    with torch.inference_mode():
-        pairs = zip(packed_logprobs(small, sequences), plain_logprobs(small, sequences), strict=True)
-        return max(float((packed - plain).abs().max()) for packed, plain in pairs)
-
-
-def _small_copy(model: Any) -> Any:
-    config = type(model.config).from_dict(model.config.to_dict())
-    text = config.get_text_config()
-    text.num_hidden_layers, text.vocab_size = 2, 64
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:2]
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(text, name, None)
-    config.quantization_config = None
-    del config.quantization_config
-    small = type(model)._from_config(config, dtype=torch.float32, attn_implementation=model.config._attn_implementation)
-    return small.eval()

@@ -14,6 +14,7 @@ import urllib.request
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
+from typing import Any
 
 from fewrec_prompt import assets
 from fewrec_prompt.assets import Say, quiet
@@ -95,8 +96,9 @@ def _ask_hub(endpoint: str, found: list[str]) -> None:
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_SECONDS)
         found.append("ok")
-    except urllib.error.HTTPError:
-        found.append("ok")  # it answered
+    except urllib.error.HTTPError as error:
+        broken = error.code == 407 or error.code >= 500  # a proxy or gateway answered, not the hub
+        found.append(f"HTTP {error.code}" if broken else "ok")
     except (OSError, ValueError) as error:
         found.append(str(getattr(error, "reason", error)))
 
@@ -112,12 +114,23 @@ def _check(folder: Path, name: str) -> None:
         pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "pkl") for path in folder.glob(f"*.{suffix}"))
         found = f"only {', '.join(pickles)}, which may run code when loaded" if pickles else "no weights"
         raise ModelError(f"{name}: {found} in {folder}; convert the weights to safetensors first")
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{name}: {folder} holds an adapter beside the model; give a folder with the model alone")
+    for file in ("config.json", "tokenizer_config.json"):
+        if "auto_map" in _read_json(folder / file):
+            raise ModelError(f"{name}: {file} asks for code that comes with the model (auto_map); that is never run")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
-    if "auto_map" in config:
-        raise ModelError(f"{name}: config.json asks for code that comes with the model (auto_map); that is never run")
+        raise ModelError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: not a JSON object")
+    return content
 
 
 def _digest(folder: Path) -> str:

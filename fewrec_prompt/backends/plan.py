@@ -56,6 +56,11 @@ class Tree:
             self.depths.append(depth)
         return node
 
+    @property
+    def is_chain(self) -> bool:
+        """True if every token follows the one before it: a single sequence, which needs no mask of its own."""
+        return all(parent == node - 1 for node, parent in enumerate(self.parents))
+
     def visible(self) -> np.ndarray:
         """Boolean (n, n): may token i see token j? Only its ancestors and itself."""
         seen = np.zeros((len(self.tokens), len(self.tokens)), dtype=bool)
@@ -81,8 +86,8 @@ class Plan:
 def plan(sequences: Sequence[TokenSequence], max_tree: int = MAX_TREE) -> Plan:
     """Trees over the sequences, in an order that depends on the sequences alone.
 
-    A sequence joins the tree before it if they share at least half of its tokens before the continuation; a tree is
-    closed before it would exceed `max_tree` tokens (a single longer sequence is a tree of its own).
+    A sequence joins the tree before it if it shares at least half of its tokens before the continuation with the first
+    sequence there; a tree is closed before it would exceed `max_tree` tokens (a longer sequence is a tree of its own).
     """
     trees: list[Tree] = []
     stem: tuple[int, ...] = ()
@@ -97,6 +102,7 @@ def plan(sequences: Sequence[TokenSequence], max_tree: int = MAX_TREE) -> Plan:
 
 
 def shared_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Tokens that both begin with."""
     for depth, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return depth

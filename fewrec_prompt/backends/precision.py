@@ -25,13 +25,13 @@ INT8_THRESHOLD = (
 class NumericMode:
     """Everything that decides the bits of a log-probability besides weights and token ids. Part of every run record.
 
-    `reason` says why the precision was chosen.
+    `reason` says why the precision was chosen. `attention` is transformers' own choice for the model.
     """
 
     precision: str
     reason: str
     device: str
-    attention: str = "sdpa"
+    attention: str = "none"
     int8_threshold: float | None = None
     layout: str = "packed"
     unit: str = "canonical"
@@ -56,7 +56,7 @@ def choose_precision(asked: str, device: str) -> NumericMode:
         raise ModelError(f"unknown precision {asked!r}; {did_you_mean(asked, get_args(PrecisionName))}")
     name, reason = _automatic(device) if asked == "auto" else (asked, "asked for")
     if problem := _missing(name, device):
-        raise ModelError(f"precision {name!r} cannot be had on {device}: {problem}; use --precision fp32, or auto")
+        raise ModelError(f"precision {name!r} ({reason}) cannot be had on {device}: {problem}; use --precision fp32")
     threshold = INT8_THRESHOLD if name == "int8" else None
     return NumericMode(precision=name, reason=reason, device=device, int8_threshold=threshold)
 
@@ -91,7 +91,7 @@ def loading_options(mode: NumericMode) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     device_map = {"": mode.device} if mode.device != "cuda" else "auto"
-    options: dict[str, Any] = {"device_map": device_map, "attn_implementation": mode.attention}
+    options: dict[str, Any] = {"device_map": device_map}
     if mode.precision in ("fp32", "bf16"):
         return options | {"dtype": torch.float32 if mode.precision == "fp32" else torch.bfloat16}
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line per matrix product otherwise

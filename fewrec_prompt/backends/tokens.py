@@ -7,15 +7,22 @@ chat template alone. Works on a private copy of the tokenizer; not for use by tw
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
+from jinja2.exceptions import TemplateError as ChatTemplateError
 from tokenizers import Tokenizer
 
 from fewrec_prompt.backends.plan import TokenSequence, shared_length
 from fewrec_prompt.errors import ModelError, VerbalizerError
-from fewrec_prompt.types import Prompt, Question
+from fewrec_prompt.types import Message, Prompt, Question
+
+REMEMBERED = 256  # questions: those of one user, asked about several times while the history is cut
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # characters that Unicode reserves for a program's own use; no text has them
+_MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
 
 
 class QuestionTokenizer:
@@ -25,27 +32,22 @@ class QuestionTokenizer:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ModelError(f"{type(tokenizer).__name__} is a slow tokenizer; the model needs a tokenizer.json")
-        self.tokenizer = tokenizer
-        self._control = {
-            token_id: token.content
-            for token_id, token in tokenizer.added_tokens_decoder.items()
-            if token.content.strip()
-        }
-        self._text = _without_control_tokens(backend)
+        self._tokenizer = tokenizer
+        self._control, self._text = _split_off_control_tokens(backend)
         self._start = _leading_ids(tokenizer)
-        self.encode = lru_cache(maxsize=4096)(self._encode)
+        self.encode = lru_cache(maxsize=REMEMBERED)(self._encode)
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of plain text; never a control token, whatever the text says."""
         ids = tuple(self._text.encode(text, add_special_tokens=False).ids)
-        forged = self._control.keys() & set(ids)
+        forged = set(ids) & self._control
         if forged:
-            raise ModelError(f"this tokenizer makes control tokens out of plain text: {self._control[forged.pop()]!r}")
+            raise ModelError(f"this tokenizer makes control tokens out of plain text: {self.decode([forged.pop()])!r}")
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, control tokens shown."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids of everything before the answer."""
@@ -56,16 +58,39 @@ class QuestionTokenizer:
         """Ids that stay as they are, and the text after them that an answer may merge with."""
         if prompt.messages[0].role == "plain":
             return self._start, prompt.messages[0].text + prompt.answer_prefix
-        if not self.tokenizer.chat_template:
+        if not self._tokenizer.chat_template:
             raise ModelError(
                 f"{prompt.template.origin} is a chat template, and this model has no chat format; "
                 "use a template without system, user and assistant blocks"
             )
-        turns = [{"role": message.role, "content": message.text} for message in prompt.messages]
-        ids = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=True, return_dict=False, sanitize_control_tokens=True
-        )
-        return tuple(ids), prompt.answer_prefix
+        try:
+            return self._chat_ids(prompt.messages), prompt.answer_prefix
+        except ChatTemplateError as error:
+            raise ModelError(f"{prompt.template.origin}: the model's chat format refuses it: {error}") from error
+
+    def _chat_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The turns in the model's chat format. What reads like a control token inside a message is encoded as text.
+
+        transformers can do that too, but for special tokens only, and it fails where a vocabulary holds their text.
+        """
+        turns = [{"role": message.role, "content": self._mark_forged(message.text)} for message in messages]
+        chat = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        ids: list[int] = []
+        for place, piece in enumerate(_MARKED.split(chat)):
+            ids += self.text_ids(piece) if place % 2 else self._own_ids(_unmarked(piece))
+        return tuple(ids)
+
+    def _mark_forged(self, text: str) -> str:
+        """The text with marks around every part that the model's own tokenizer would read as a control token."""
+        text = _unmarked(text)
+        found = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        for token_id, (begin, end) in reversed(list(zip(found.ids, found.offsets, strict=True))):
+            if token_id in self._control:
+                text = f"{text[:begin]}{_OPEN}{text[begin:end]}{_CLOSE}{text[end:]}"
+        return text
+
+    def _own_ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
     def _encode(self, question: Question) -> tuple[TokenSequence, ...]:
         """One sequence per continuation, all scored from the same token.
@@ -77,35 +102,73 @@ class QuestionTokenizer:
         prompt = head + self.text_ids(text)
         wholes = [head + self.text_ids(text + continuation) for continuation in question.continuations]
         start = min(shared_length(prompt, whole) for whole in wholes)
+        if start == 0:
+            raise ModelError(
+                f"{question.prompt.template.origin}: this model needs a token before the answer, and the prompt "
+                f"{text[:20]!r} leaves none"
+            )
         for whole, continuation in zip(wholes, question.continuations, strict=True):
             if len(whole) <= start:
                 raise VerbalizerError(f"the answer {continuation!r} is no token of its own after {text[-20:]!r}")
         if question.labels:
-            self._check_labels(question, [whole[start:] for whole in wholes])
+            self._check_labels(question.continuations, [whole[start:] for whole in wholes])
         return tuple(TokenSequence(whole, start) for whole in wholes)
 
-    def _check_labels(self, question: Question, answers: Sequence[tuple[int, ...]]) -> None:
-        first: dict[int, str] = {}
-        for answer, word in zip(answers, question.continuations, strict=True):
-            if answer[0] in first:
+    def _check_labels(self, words: Sequence[str], answers: Sequence[tuple[int, ...]]) -> None:
+        """No label may be, or begin, another: the probability of the shorter one would hold that of the longer.
+
+        In sorted order a label stands right before what it begins.
+        """
+        for (one, word), (other, longer) in pairwise(sorted(zip(answers, words, strict=True))):
+            if other[: len(one)] == one:
                 raise VerbalizerError(
-                    f"label words {first[answer[0]]!r} and {word!r} begin with the same token "
-                    f"{self.decode(answer[:1])!r} for this model, so it cannot tell them apart; choose other labels"
+                    f"label words {word!r} and {longer!r} cannot be told apart by this model: both begin with "
+                    f"{self.decode(one)!r}, which is all of the first; choose other labels"
                 )
-            first[answer[0]] = word
 
 
-def _without_control_tokens(backend: Tokenizer) -> Tokenizer:
-    """The same tokenizer knowing no added tokens but white-space ones, which are ordinary text (GPT-NeoX, Gemma)."""
+def _unmarked(text: str) -> str:
+    return text.replace(_OPEN, "").replace(_CLOSE, "")
+
+
+def _split_off_control_tokens(backend: Tokenizer) -> tuple[frozenset[int], Tokenizer]:
+    """Ids of the control tokens, and the same tokenizer with their names changed to what no text says.
+
+    White-space tokens (GPT-NeoX, Gemma) and the one for unknown characters are ordinary text. Control tokens keep
+    their places, for ids follow from places; a vocabulary may hold their text too, and then a Unigram model finds it.
+    """
     description = json.loads(backend.to_str())
-    description["added_tokens"] = [token for token in description["added_tokens"] if not token["content"].strip()]
-    description |= {"post_processor": None, "truncation": None, "padding": None}
-    return Tokenizer.from_str(json.dumps(description))
+    unknown = _unknown_id(description["model"])
+    kept = [token for token in description["added_tokens"] if token["id"] != unknown]
+    names = {token["content"]: f"\0{token['id']}" for token in kept if token["content"].strip()}
+    for token in kept:
+        if token["content"] in names:
+            token |= {"content": names[token["content"]], "normalized": False}
+    description |= {"added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}
+    _rename(description["model"], names)
+    control = frozenset(token["id"] for token in kept if token["content"].strip())
+    return control, Tokenizer.from_str(json.dumps(description))
+
+
+def _unknown_id(model: dict[str, Any]) -> int | None:
+    if model["type"] == "Unigram":
+        return model["unk_id"]  # type: ignore[no-any-return]  # JSON
+    return model["vocab"].get(model.get("unk_token"))  # type: ignore[no-any-return]  # JSON
+
+
+def _rename(model: dict[str, Any], names: dict[str, str]) -> None:
+    """Change the names of tokens in a vocabulary, in place; merges that would make one of them go."""
+    if model["type"] == "Unigram":
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        return
+    model["vocab"] = {names.get(piece, piece): token_id for piece, token_id in model["vocab"].items()}
+    if "merges" in model:
+        model["merges"] = [[a, b] for a, b in model["merges"] if not names.keys() & {a, b, a + b}]
 
 
 def _leading_ids(tokenizer: Any) -> tuple[int, ...]:
     """What the tokenizer itself puts before a text: a beginning-of-sequence token, or nothing."""
-    special = set(tokenizer.all_special_ids)
-    ids = tokenizer("a")["input_ids"]
-    n = next((place for place, token_id in enumerate(ids) if token_id not in special), 0)
-    return tuple(ids[:n])
+    alone = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    n = next((n for n in range(len(whole)) if whole[n : n + len(alone)] == alone), 0)
+    return tuple(whole[:n])

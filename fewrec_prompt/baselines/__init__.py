@@ -1,6 +1,6 @@
 """Recommenders that ask no language model: the rows that every table needs to be read against.
 
-Each is made by `make(popularity, seed)` and ranks like any other.
+Each is made from one thing, how often every item was taken, and ranks like any other.
 """
 
 from fewrec_prompt.registry import Registry

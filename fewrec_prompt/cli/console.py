@@ -9,8 +9,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from fewrec_prompt.evaluation import Progress
 from fewrec_prompt.report import metric_names, milliseconds, percent
+from fewrec_prompt.scoring import Progress
 
 
 def say(line: str) -> None:

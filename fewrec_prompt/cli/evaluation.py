@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fewrec_prompt.errors import FewrecError, did_you_mean
 
 if TYPE_CHECKING:
-    from fewrec_prompt.tasks import RowSettings
+    from fewrec_prompt.tasks import RowSettings, Task
 
 
 def register(app: typer.Typer) -> None:
@@ -25,10 +30,12 @@ def evaluate(
     verbalizer: Annotated[list[str] | None, typer.Option(help="One for all prompts, or one for each.")] = None,
     calibrate: Annotated[list[str] | None, typer.Option(help="none or pmi; repeat for more rows.")] = None,
     alpha: Annotated[list[float] | None, typer.Option(help="Weight of pmi; repeat for more rows.")] = None,
-    length: Annotated[str | None, typer.Option(help="sum or mean, for whole titles.")] = None,
-    users: Annotated[int | None, typer.Option(min=1, help="How many users.")] = None,
+    length: Annotated[Literal["sum", "mean"] | None, typer.Option(help="How whole titles are scored.")] = None,
+    users: Annotated[int | None, typer.Option(min=1, help="How many test users; of a file, the first ones.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws users, candidates and their order.")] = None,
-    split: Annotated[str, typer.Option(help="test, or selection: the other users, to choose things on.")] = "test",
+    split: Annotated[
+        Literal["test", "selection"], typer.Option(help="selection: all other users, to choose things on.")
+    ] = "test",
     candidates: Annotated[Path | None, typer.Option(help="candidates.parquet of an earlier run.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="nDCG@10, HR@5, MRR, … or any evaluate metric.")] = None,
     model: Annotated[str | None, typer.Option(help="Embedded model, local folder or Hugging Face id.")] = None,
@@ -37,45 +44,56 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run there is resumed.")] = None,
 ) -> None:
     """Rank the candidates of every user of a task, and print how good each row is."""
-    from fewrec_prompt import evaluation
+    from fewrec_prompt import evaluation, tasks
     from fewrec_prompt.cli.console import print_table, progress_bar, say
 
+    found = tasks.load_task(task)
     options = evaluation.Options(
-        rows=row_settings(task, prompt or [], verbalizer or [], calibrate or [], alpha or [], length),
+        rows=row_settings(found, prompt or [], verbalizer or [], calibrate or [], alpha or [], length),
         metrics=tuple(metric) if metric else None,
         model=model,
         users=users,
         seed=seed,
-        split=_one_of("--split", split, ("test", "selection")),  # type: ignore[arg-type]  # checked here
+        split=split,
         candidates=candidates,
         precision=precision,
         device=device,
     )
-    with progress_bar() as progress:
-        run = evaluation.evaluate(task, options, out=out, say=say, progress=progress)
+    with _resumable(), progress_bar() as progress:
+        run = evaluation.evaluate(found, options, out=out, say=say, progress=progress)
     print_table(run.record)
     typer.echo(f"\nrun     {run.folder / 'run.json'}\nreport  {run.folder / 'report.html'}")
 
 
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """On Ctrl-C, say how to go on."""
+    from fewrec_prompt.cli.console import say
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"fewrec: interrupted; finished users are saved. To go on:\n  {shlex.join(['fewrec', *sys.argv[1:]])}")
+        raise
+
+
 def row_settings(
-    task: str,
+    task: Task,
     prompts: list[str],
     verbalizers: list[str],
     calibrations: list[str],
     alphas: list[float],
-    length: str | None,
+    length: Literal["sum", "mean"] | None,
 ) -> tuple[RowSettings, ...] | None:
     """The rows that the flags describe: every prompt, under every calibration. None: the task's own.
 
     Flags without --prompt change the prompts of the task's rows.
     """
-    from fewrec_prompt.tasks import RowSettings, load_task
+    from fewrec_prompt.tasks import RowSettings
 
     if not (prompts or verbalizers or calibrations or alphas or length):
         return None
-    prompts = prompts or list(dict.fromkeys(row.prompt for row in load_task(task).settings.rows))
-    if length:
-        _one_of("--length", length, ("sum", "mean"))
+    prompts = prompts or list(dict.fromkeys(row.prompt for row in task.settings.rows))
     pairs = _paired(prompts, verbalizers)
     readings = _readings(calibrations, alphas)
     return tuple(
@@ -100,16 +118,13 @@ def _paired(prompts: list[str], verbalizers: list[str]) -> list[tuple[str, str |
 def _readings(calibrations: list[str], alphas: list[float]) -> list[tuple[str, float | None]]:
     """Each calibration once; pmi once for every alpha."""
     names = calibrations or (["pmi"] if alphas else ["none"])
-    found: list[tuple[str, float | None]] = []
     for name in names:
-        _one_of("--calibrate", name, ("none", "pmi"))
-        found.extend([(name, alpha) for alpha in alphas] if alphas and name == "pmi" else [(name, None)])
+        if name not in ("none", "pmi"):
+            raise FewrecError(f"--calibrate {name}: no such calibration; {did_you_mean(name, ('none', 'pmi'))}")
+    for alpha in alphas:
+        if not math.isfinite(alpha):
+            raise FewrecError(f"--alpha {alpha}: give a finite number, such as 0.6")
     if alphas and "pmi" not in names:
         raise FewrecError("--alpha is the weight of a calibration; add --calibrate pmi")
-    return found
-
-
-def _one_of(flag: str, value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise FewrecError(f"{flag} {value}: not one of them; {did_you_mean(value, known)}")
-    return value
+    weights: list[float | None] = [*alphas] or [None]
+    return [(name, alpha) for name in names for alpha in (weights if name == "pmi" else [None])]

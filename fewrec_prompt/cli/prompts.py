@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewrec_prompt.errors import DataError
+from fewrec_prompt.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
     from fewrec_prompt.backends.tokens import QuestionTokenizer
@@ -27,11 +27,18 @@ def list_prompts() -> None:
     """All templates that resolve now: those of ./prompts hide shipped ones of the same name."""
     from fewrec_prompt import artifacts, templates
 
-    found = [templates.read(path) for path in artifacts.names("prompts").values()]
-    width = max(len(template.name) for template in found)
+    found, broken = [], []
+    for path in artifacts.names("prompts").values():
+        try:
+            found.append(templates.read(path))
+        except ArtifactError as error:
+            broken.append(error)
+    width = max((len(template.name) for template in found), default=0)
     for template in found:
         front = template.front
         typer.echo(f"{template.name:<{width}}  {front.kind:<8}  {front.verbalizer:<8}  {front.description}")
+    if broken:
+        raise ArtifactError("not listed, for they cannot be used:\n  " + "\n  ".join(map(str, broken)))
 
 
 def show(name: Annotated[str, typer.Argument(help="Template name or path.")]) -> None:
@@ -51,7 +58,10 @@ def render(
     verbalizer: Annotated[str | None, typer.Option(help="The template's own where none is given.")] = None,
     model: Annotated[str | None, typer.Option(help="Whose tokens; the task's model by default.")] = None,
 ) -> None:
-    """What the model will read for one user, to the letter."""
+    """What the model will read for one user, to the letter: the first question where there is one a candidate.
+
+    History that the model's context cannot hold is still shown here; a run counts what it had to cut.
+    """
     from fewrec_prompt import recommender, tasks
     from fewrec_prompt.cli.console import say
 

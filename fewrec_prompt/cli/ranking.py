@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fewrec_prompt.errors import DataError
 
 if TYPE_CHECKING:
-    from fewrec_prompt.types import Item
+    from fewrec_prompt.types import Item, Query
 
 LISTS = ("--history", "--candidates")
 
@@ -21,8 +22,8 @@ def register(app: typer.Typer) -> None:
 
 
 def rank(
-    history: Annotated[list[str], typer.Option(help="Titles, oldest first.")],
-    candidates: Annotated[list[str], typer.Option(help="Titles to rank.")],
+    history: Annotated[list[str], typer.Option(help="Titles, oldest first; several after one flag.")],
+    candidates: Annotated[list[str], typer.Option(help="Titles to rank; several after one flag.")],
     model: Annotated[str, typer.Option(help="Embedded model, local folder or Hugging Face id.")] = "smollm2-135m",
     prompt: Annotated[str, typer.Option(help="Template.")] = "complete",
     verbalizer: Annotated[str | None, typer.Option(help="The template's own where none is given.")] = None,
@@ -35,7 +36,10 @@ def rank(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Rank candidates for one history. Both lists take several titles: --history "Heat (1995)" "Ronin (1998)"."""
+    """Rank candidates for one history: --history "Heat (1995)" "Ronin (1998)" --candidates "Alien (1979)" "Up (2009)".
+
+    A list ends at the next word that begins with two dashes; write such a title as --history="--title".
+    """
     from fewrec_prompt import tasks
     from fewrec_prompt.cli.console import say
     from fewrec_prompt.recommender import Recommender, of_titles
@@ -64,25 +68,36 @@ def rank(
     typer.echo(json.dumps(ranking.to_dict(), indent=1, ensure_ascii=False) if as_json else str(ranking))
 
 
-def _of_catalogue(query: Any, catalogue: Any) -> Any:
+def _of_catalogue(query: Query, catalogue: Mapping[str, Item]) -> Query:
     """The query with catalogue items in place of bare titles; an id is accepted as well."""
     from fewrec_prompt.types import Interaction, Query
 
-    by_title: dict[str, Item] = {}
+    by_title: dict[str, list[Item]] = {}
     for item in catalogue.values():
-        by_title.setdefault(item.title, item)
+        by_title.setdefault(item.title, []).append(item)
 
     def known(name: str, where: str) -> Item:
-        item = by_title.get(name) or catalogue.get(name)
-        if item is None:
+        found = by_title.get(name, [])
+        if not found and name in catalogue:
+            return catalogue[name]
+        if not found:
             raise DataError(f"{where}: {name!r} is not in the catalogue of the task; {_near(name, by_title)}")
-        return item
+        if len(found) > 1:
+            ids = ", ".join(item.id for item in found)
+            raise DataError(f"{where}: {name!r} is the title of {len(found)} items; give the id of one: {ids}")
+        return found[0]
 
     history = tuple(Interaction(known(seen.item.title, "--history")) for seen in query.history)
-    return Query(query.user_id, history, tuple(known(item.title, "--candidates") for item in query.candidates))
+    candidates = tuple(known(item.title, "--candidates") for item in query.candidates)
+    for item in candidates:
+        if candidates.count(item) > 1:
+            raise DataError(
+                f"--candidates: item {item.id!r} ({item.title}) is given more than once, by title and by id"
+            )
+    return Query(query.user_id, history, candidates)
 
 
-def _near(name: str, titles: Any) -> str:
+def _near(name: str, titles: Iterable[str]) -> str:
     from difflib import get_close_matches
 
     near = get_close_matches(name, titles, n=1)
@@ -90,22 +105,20 @@ def _near(name: str, titles: Any) -> str:
 
 
 def spread_lists(arguments: list[str]) -> list[str]:
-    """`--history A B` as `--history A --history B`, for the options that take several values.
+    """`--history A B` or `--history=A B` as `--history=A --history=B`, for the options that take several values.
 
-    A value list ends at the next word that begins with `--`.
+    A list ends at the next word that begins with `--`.
     """
     if not arguments or arguments[0] != "rank":
         return arguments
     spread: list[str] = []
     current: str | None = None
     for word in arguments:
-        if word in LISTS:
-            current = word
-        elif word.startswith("--"):
-            current = None
-            spread.append(word)
-        elif current:
-            spread += [current, word]
+        flag = word.partition("=")[0]
+        if word.startswith("--"):
+            current = flag if flag in LISTS else None
+            if word not in LISTS:
+                spread.append(word)
         else:
-            spread.append(word)
+            spread.append(f"{current}={word}" if current else word)
     return spread

@@ -1,0 +1,104 @@
+"""May this architecture be packed? Asked of its configuration, then of a small copy of it with random weights.
+
+A tree of sequences in one pass is right only where attention takes any mask and positions are given from outside. The
+two ways to score that are compared here are in engine.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fewrec_prompt.backends.engine import packed_logprobs, plain_logprobs
+from fewrec_prompt.backends.plan import TokenSequence
+
+TOLERANCE = 1e-4  # nats, in fp32
+WINDOW, POSITIONS, WORDS, WIDTH = 8, 32, 64, 64  # of the small copy; the probe is longer than window and positions
+WIDE = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "n_inner")
+
+
+def why_not_packed(model: Any) -> str | None:
+    """None if this model's questions can share one pass, else the reason why they are scored one at a time.
+
+    Sliding windows and recurrent layers take no tree mask, lengths that change positions no tree. For the rest, a
+    two-layer copy with random weights in fp32 has to give the same answers both ways, to 1e-4.
+    """
+    if reason := _known(model.config):
+        return reason
+    try:
+        distance = _distance(small_copy(model))
+    except Exception as error:  # an architecture this module has never met may fail in any way
+        return f"the check of the packed pass failed ({type(error).__name__}: {error})"
+    return None if distance <= TOLERANCE else f"packed and plain scores of a small copy differ by {distance:.2g} nats"
+
+
+def _known(config: Any) -> str | None:
+    text = config.get_text_config()
+    if text is not config:
+        return "it reads more than text"
+    kinds = set(getattr(text, "layer_types", None) or ())
+    if kinds - {"full_attention"}:
+        return f"its layers are {', '.join(sorted(kinds))}"
+    # With layer types given, a window that no layer uses may still be written in the configuration (Qwen2).
+    if not kinds and getattr(text, "sliding_window", None):
+        return "its attention slides over a window"
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        return f"its positions depend on the length of the text ({rope['rope_type']})"
+    return None
+
+
+def _distance(small: Any) -> float:
+    """Largest difference, in nats, between the packed and the plain path; infinite if one is not a number."""
+    with torch.inference_mode():
+        pairs = zip(packed_logprobs(small, PROBE), plain_logprobs(small, PROBE), strict=True)
+        gaps = torch.cat([(packed - plain).abs() for packed, plain in pairs])
+    return float(gaps.nan_to_num(nan=torch.inf).max())
+
+
+def small_copy(model: Any) -> Any:
+    """The same architecture with two layers, few words, narrow inner layers and short windows; random weights, fp32.
+
+    Made on the model's own device. What a mask can get wrong does not depend on widths, but a copy as wide as the
+    model would take longer than loading it.
+    """
+    config = type(model.config).from_dict({**model.config.to_dict(), "quantization_config": None})
+    del config.quantization_config
+    _shrink(config)
+    with _own_chance(model.device), torch.device(model.device):
+        attention = model.config._attn_implementation
+        small = type(model)._from_config(config, dtype=torch.float32, attn_implementation=attention)
+        for weights in small.parameters():
+            if weights.ndim > 1:  # as usual, weights are so small that any mask would give much the same answers
+                torch.nn.init.normal_(weights, std=weights.shape[-1] ** -0.5)
+    return small.eval()
+
+
+def _shrink(config: Any) -> None:
+    config.num_hidden_layers, config.vocab_size = 2, WORDS
+    config.max_position_embeddings = POSITIONS
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(config, name, None)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:2]
+    for name in WIDE:
+        if getattr(config, name, None):
+            setattr(config, name, WIDTH)
+    for name, value in vars(config).items():
+        if name.endswith(("window", "window_size", "chunk_size")) and isinstance(value, int) and value > WINDOW:
+            setattr(config, name, WINDOW)  # GPT-Neo's local layers: right up to 256 tokens, wrong after
+
+
+@contextmanager
+def _own_chance(device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
+STEM = tuple(range(5, 25))
+TAILS = ((30, 31, 32), (30, 33), (34,), (35, 31, 36, 37), (38, 39, 40, 41, 42), (43, 44, 45, 46), (47, 48, 49, 50))
+PROBE = [TokenSequence((*STEM, *tail), len(STEM)) for tail in TAILS]

@@ -1,0 +1,125 @@
+"""What a run writes down: the header that decides its result, the rows of run.json, the columns of its tables.
+
+Plain data only. Which files there are and how they get on disk stands in evaluation.py and runs.py.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fewrec_prompt.backends import Backend
+from fewrec_prompt.data.queries import QuerySet
+from fewrec_prompt.scoring import Row, Scored
+from fewrec_prompt.significance import Interval, bootstrap_interval
+from fewrec_prompt.tasks import Task
+
+LIBRARIES = ("fewrec-prompt", "torch", "transformers", "tokenizers", "bitsandbytes", "jinja2", "numpy", "evaluate")
+Values: TypeAlias = Mapping[str, npt.NDArray[np.float64]]
+"""Of one row: each metric's value for each user who has an answer."""
+
+
+def header(task: Task, rows: Sequence[Row], queries: QuerySet, backend: Backend) -> dict[str, Any]:
+    """Everything that decides the result. Resuming compares it, but for what only describes (runs.DESCRIBES)."""
+    return {
+        "schema": 1,
+        "task": task.name,
+        "settings": task.settings.model_dump(mode="json"),
+        "data": dict(queries.sources),
+        "queries": _queries_digest(queries),
+        "model": _model(backend),
+        "numerics": backend.mode.to_dict(),
+        "templates": {row.settings.prompt: _template(row) for row in rows},
+        "verbalizers": {
+            str(row.settings.verbalizer): row.recommender.verbalizer.model_dump(mode="json") for row in rows
+        },
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def _model(backend: Backend) -> dict[str, Any]:
+    files = backend.files
+    kind = type(backend).__name__
+    return {"name": files.name if files else kind, "backend": kind, "sha256": files.sha256 if files else None}
+
+
+def _template(row: Row) -> dict[str, str]:
+    template = row.recommender.template
+    return {"origin": template.ref.origin, "sha256": template.ref.sha256, "text": template.text}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # bitsandbytes is not there on every system
+        return None
+
+
+def _queries_digest(queries: QuerySet) -> str:
+    """sha256 over every history, candidate list and answer, in order."""
+    whole = sha256()
+    for query in queries.queries:
+        history = [seen.item.id for seen in query.history]
+        candidates = [item.id for item in query.candidates]
+        answer = sorted(queries.qrels.get(query.user_id, ()))
+        parts = [query.user_id, *history, "\1", *candidates, "\1", *answer]
+        whole.update("\0".join(parts).encode("utf-8", "surrogatepass") + b"\2")
+    return whole.hexdigest()
+
+
+def row(scored: Scored, values: Values, seed: int) -> dict[str, Any]:
+    """A row as run.json holds it: fractions, not per cent; null where there is nothing to say."""
+    settings = scored.settings
+    intervals = {name: bootstrap_interval(column, seed) for name, column in values.items()}
+    return {
+        "name": scored.name,
+        "prompt": settings.prompt if settings else None,
+        "verbalizer": settings.verbalizer if settings else None,
+        "calibration": settings.calibrate if settings else None,
+        "alpha": settings.alpha if settings else None,
+        "length": settings.length if settings else None,
+        "n_users": len(scored.rankings),
+        "ms_per_user": scored.ms_per_user,
+        "metrics": {name: _interval(interval) for name, interval in intervals.items()},
+        "notes": dict(scored.notes or {}),
+    }
+
+
+def _interval(interval: Interval) -> dict[str, float | None]:
+    """JSON has no NaN: a metric that no user has a value for is null."""
+    numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {name: None if np.isnan(number) else number for name, number in numbers.items()}
+
+
+def ranking_columns(scored: Sequence[Scored]) -> dict[str, list[Any]]:
+    """Every ranking of every row, best item first: the columns of rankings.parquet."""
+    places = [
+        (row.name, ranking.user_id, item_id, score, rank)
+        for row in scored
+        for ranking in row.rankings
+        for rank, (item_id, score) in enumerate(zip(ranking.item_ids, ranking.scores, strict=True), 1)
+    ]
+    return _columns(("row", "user_id", "item_id", "score", "rank"), places)
+
+
+def measurement_columns(
+    scored: Sequence[Scored], values: Mapping[str, Values], users: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Every metric of every row and user: the columns of measurements.parquet. NaN where a user has no value."""
+    places = [
+        (row.name, user_id, metric, float(value))
+        for row in scored
+        for metric, column in values[row.name].items()
+        for user_id, value in zip(users, column, strict=True)
+    ]
+    return _columns(("row", "user_id", "metric", "value"), places)
+
+
+def _columns(names: Sequence[str], places: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    return {name: [place[at] for place in places] for at, name in enumerate(names)}
