@@ -18,9 +18,9 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import peers
 import torch
 
-import peers
 from fewrec_prompt import Question, assets, templates, verbalizers
 from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.plan import plan
@@ -87,9 +87,11 @@ def _timed(function: Callable[[], object]) -> float:
 
 
 def least_flop(backend: causal.CausalBackend, users: Sequence[Sequence[Question]]) -> float:
-    """The arithmetic that cannot be avoided: unique tokens through the body, scored positions through the head, attention."""
+    """Arithmetic nobody can avoid: unique tokens through the body, scored positions through the head, attention."""
     config = backend.model.config
-    body = sum(p.numel() for name, p in backend.model.named_parameters() if "embed" not in name and "lm_head" not in name)
+    body = sum(
+        p.numel() for name, p in backend.model.named_parameters() if "embed" not in name and "lm_head" not in name
+    )
     total = 0.0
     for asked in users:
         trees = plan([sequence for question in asked for sequence in backend.tokens.encode(question)]).trees
@@ -109,7 +111,10 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 20], help="lm-eval's batch sizes; its best counts")
     asked = parser.parse_args()
-    lines = ["| work | precision | peer | ms/user | ours, ms/user | ratio | largest difference |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| work | precision | peer | ms/user | ours, ms/user | ratio | largest difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for precision in asked.precisions:
         backend = causal.load("smollm2-135m", precision=precision)
         ways = [peers.ours(backend), peers.cached_prefix(backend)]
@@ -121,7 +126,9 @@ def main() -> None:
     table = "\n".join(lines)
     print(table)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lm_eval"))
-    head = f"{date.today()}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads; {versions}"
+    head = (
+        f"{date.today()}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads; {versions}"
+    )
     Path("bench/RESULTS.md").write_text(f"# Engine benchmark\n\n{head}\n\n{table}\n", encoding="utf-8")
 
 

@@ -38,8 +38,10 @@ def lm_eval(backend: CausalBackend, batch_size: int) -> Peer:
     """lm-evaluation-harness: `HFLM.loglikelihood` on the same weights."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
 
-    harness = HFLM(pretrained=backend.model, tokenizer=backend.tokens.tokenizer, batch_size=batch_size)
+    tokenizer = AutoTokenizer.from_pretrained(backend.files.folder)
+    harness = HFLM(pretrained=backend.model, tokenizer=tokenizer, batch_size=batch_size)
 
     def score(questions: Sequence[Question]) -> list[float]:
         pairs = [(str(question.prompt), text) for question in questions for text in question.continuations]

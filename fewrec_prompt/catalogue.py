@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,15 +24,15 @@ Expand = Callable[[Sequence[int]], Sequence[np.ndarray]]
 class Trie:
     """Titles as paths of tokens; node 0 is the prompt. Leaves are titles: no title is a prefix of another.
 
-    `children[node]` are its children, `tokens[node]` the token that leads to it, `title_of[node]` the title that ends
-    there or −1, `n_longest[node]` the tokens of the longest title at or below it.
+    `children[node]` are its children, `tokens[node]` the token that leads to it, `titles_of[node]` the titles that end
+    there (several if they read the same), `n_longest[node]` the tokens of the longest title at or below it.
     """
 
     tokens: list[int]
     parents: list[int]
     depths: list[int]
     children: list[list[int]]
-    title_of: list[int]
+    titles_of: list[list[int]]
     n_longest: np.ndarray
 
     @property
@@ -49,26 +49,20 @@ class Trie:
         return nodes[::-1]
 
 
-def build_trie(titles: Sequence[tuple[int, ...]]) -> tuple[Trie, list[int]]:
-    """A trie of token sequences, and for each title the first title of the same tokens.
+def build_trie(titles: Sequence[tuple[int, ...]]) -> Trie:
+    """A trie of token sequences.
 
     Raises DataError if one title is the beginning of another: titles have to end in what closes them.
     """
-    trie = Trie([-1], [-1], [0], [[]], [-1], np.zeros(0))
+    trie = Trie([-1], [-1], [0], [[]], [[]], np.zeros(0))
     edges: dict[tuple[int, int], int] = {}
-    same: list[int] = []
     for index, title in enumerate(titles):
-        leaf = _insert(trie, edges, title)
-        if trie.title_of[leaf] < 0:
-            trie.title_of[leaf] = index
-        same.append(trie.title_of[leaf])
-    clash = next((n for n, title in enumerate(trie.title_of) if title >= 0 and trie.children[n]), None)
+        trie.titles_of[_insert(trie, edges, title)].append(index)
+    clash = next((found for found, below in zip(trie.titles_of, trie.children, strict=True) if found and below), None)
     if clash is not None:
-        raise DataError(f"title {trie.title_of[clash]} of the catalogue is the beginning of another; titles need an end")
-    lengths = [trie.depths[node] if title >= 0 else 0 for node, title in enumerate(trie.title_of)]
-    return Trie(
-        trie.tokens, trie.parents, trie.depths, trie.children, trie.title_of, _best_below(trie, np.array(lengths, float))
-    ), same
+        raise DataError(f"title {clash[0]} of the catalogue is the beginning of another; titles need an end")
+    lengths = [depth if found else 0 for depth, found in zip(trie.depths, trie.titles_of, strict=True)]
+    return replace(trie, n_longest=_best_below(trie, np.array(lengths, float)))
 
 
 def _insert(trie: Trie, edges: dict[tuple[int, int], int], title: Sequence[int]) -> int:
@@ -82,7 +76,7 @@ def _insert(trie: Trie, edges: dict[tuple[int, int], int], title: Sequence[int])
             trie.depths.append(trie.depths[node] + 1)
             trie.children[node].append(child)
             trie.children.append([])
-            trie.title_of.append(-1)
+            trie.titles_of.append([])
         node = child
     return node
 
@@ -137,7 +131,7 @@ class _Search:
 
     def __init__(self, trie: Trie, rule: Rule, k: int) -> None:
         self.trie, self.rule, self.k = trie, rule, k
-        ends = [rule.offsets[title] if title >= 0 else -math.inf for title in trie.title_of]
+        ends = [max((rule.offsets[title] for title in found), default=-math.inf) for found in trie.titles_of]
         self.best_offset = _best_below(trie, np.array(ends))
         self.logprob = {0: 0.0}
         self.open: list[tuple[float, int]] = [(-math.inf, 0)]
@@ -159,7 +153,7 @@ class _Search:
         return self.found[0][0] if len(self.found) >= self.k else -math.inf
 
     def _take(self, width: int) -> list[int]:
-        nodes = []
+        nodes: list[int] = []
         while self.open and len(nodes) < width and self._bound() > self._threshold():
             nodes.append(heapq.heappop(self.open)[1])
         return nodes
@@ -169,18 +163,16 @@ class _Search:
         before = self.logprob[node]
         for child, logprob in zip(self.trie.children[node], logprobs, strict=True):
             total = before + float(logprob)
-            title = self.trie.title_of[child]
             value = total / float(self.trie.n_longest[child]) if self.rule.mean else total
-            value += float(self.best_offset[child])
-            if value <= self._threshold():
-                continue
-            if title >= 0:
-                self._keep(value, title)
-            else:
+            for title in self.trie.titles_of[child]:
+                self._keep(value + float(self.rule.offsets[title]), title)
+            if self.trie.children[child] and value + self.best_offset[child] > self._threshold():
                 self.logprob[child] = total
-                heapq.heappush(self.open, (-value, child))
+                heapq.heappush(self.open, (-(value + float(self.best_offset[child])), child))
 
     def _keep(self, score: float, title: int) -> None:
+        if score == -math.inf:
+            return
         heapq.heappush(self.found, (score, -title))
         if len(self.found) > self.k:
             heapq.heappop(self.found)

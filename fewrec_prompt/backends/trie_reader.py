@@ -56,7 +56,8 @@ class TrieReader:
             use_cache=True,
         )
         self._n_nodes += len(nodes)
-        return output.last_hidden_state[0]
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
 
     def _mask(self, nodes: Sequence[int]) -> torch.Tensor:
         first = self._n_stem + self._n_nodes
