@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
+
+import numpy as np
 
 from fewrec_prompt import templates, verbalizers
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import BACKENDS, Backend
 from fewrec_prompt.calibration import Calibration, twin
+from fewrec_prompt.catalogue import Rule
 from fewrec_prompt.errors import BudgetError, DataError, VerbalizerError
 from fewrec_prompt.templates import Template
-from fewrec_prompt.text import one_line
+from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Domain, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import Length, Verbalizer
 
@@ -61,6 +65,23 @@ class Answers:
     asked: tuple[TokenLogprobs, ...]
     twins: tuple[TokenLogprobs, ...]
     n_history: int  # history items that fitted the context window
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The best of a catalogue. `gap`: how much better than the last an item not shown could be; 0 if exact."""
+
+    ranking: Ranking
+    gap: float
+    n_computed: int  # trie nodes that went through the model
+
+    @property
+    def exact(self) -> bool:
+        return self.gap <= 0.0
+
+    def __str__(self) -> str:
+        note = "" if self.exact else f"\n(approximate: an item not shown may be better by up to {self.gap:.3g})"
+        return f"{self.ranking}{note}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +132,29 @@ class Recommender:
         query = of_titles(history, candidates) if query is None else query
         answers = self.answers(query)
         return Ranking.from_scores(query, self.scores(answers).tolist(), answers.n_history)
+
+    def top_k(
+        self, history: Sequence[str | Item], catalogue: Sequence[str | Item], k: int = 10, *, budget: int | None = None
+    ) -> TopK:
+        """The k best items of a whole catalogue, exactly, under title scoring (sum, mean, pmi); seen items left out.
+
+        Titles stand for themselves (id = title). A budget (trie nodes computed) stops early; the result then says that
+        it is approximate. Under pmi the catalogue's twin scores are computed once and kept. Raises DataError, and
+        VerbalizerError for a verbalizer that does not score whole titles.
+        """
+        if not isinstance(self.verbalizer, verbalizers.Complete):
+            raise VerbalizerError(
+                f"only verbalizers of kind 'complete' search a catalogue, not {self.verbalizer.kind!r}"
+            )
+        query = _whole_catalogue(history, catalogue)
+        fitted, (question,) = self._fit(query)
+        offsets = -self.calibration.alpha * np.array(_twin_scores(self, query.candidates))
+        seen = {taken.item.id for taken in query.history}
+        offsets[[place for place, item in enumerate(query.candidates) if item.id in seen]] = -np.inf
+        rule = Rule(self.verbalizer.length == "mean", offsets)
+        found = self.backend.best_continuations(question, rule, k, budget=budget)
+        items = tuple(query.candidates[place] for place in found.titles)
+        return TopK(Ranking(query.user_id, items, found.scores, len(fitted.history)), found.gap, found.n_computed)
 
     def answers(self, query: Query) -> Answers:
         """Everything the model has to say for this query."""
@@ -180,8 +224,6 @@ class Recommender:
 
 def label_mass(rows: TokenLogprobs) -> float:
     """Probability that the model answers with any of these label words."""
-    import numpy as np
-
     return float(sum(np.exp(row.sum()) for row in rows))
 
 
@@ -213,6 +255,28 @@ def of_titles(history: Sequence[str], candidates: Sequence[str], user_id: str = 
         raise DataError(f"candidate {repeated[0]!r} is given more than once; each candidate once")
     seen = tuple(Interaction(Item(title, title)) for title in history)
     return Query(user_id, seen, tuple(Item(title, title) for title in candidates))
+
+
+def _whole_catalogue(history: Sequence[str | Item], catalogue: Sequence[str | Item]) -> Query:
+    """A query whose candidates are the catalogue. Raises DataError for empty input or an id that stands twice."""
+    for what, given in (("history", history), ("catalogue", catalogue)):
+        _check_titles(
+            what, [shown_title(entry.id, entry.title) if isinstance(entry, Item) else entry for entry in given]
+        )
+    items = [tuple(e if isinstance(e, Item) else Item(e, e) for e in given) for given in (history, catalogue)]
+    repeated = [item_id for item_id, count in Counter(item.id for item in items[1]).items() if count > 1]
+    if repeated:
+        raise DataError(f"item {repeated[0]!r} stands twice in the catalogue; ids must be unique")
+    return Query("user", tuple(map(Interaction, items[0])), items[1])
+
+
+@lru_cache(maxsize=4)
+def _twin_scores(recommender: Recommender, catalogue: tuple[Item, ...]) -> tuple[float, ...]:
+    """What each title of the catalogue scores without a history: once a catalogue, whoever asks."""
+    if not recommender.calibration.needs_twin:
+        return (0.0,) * len(catalogue)
+    twins = recommender.ask_twin(Query("twin", (), catalogue))
+    return tuple(recommender.verbalizer.read(twins).tolist())
 
 
 def _check_titles(what: str, titles: Sequence[str]) -> None:

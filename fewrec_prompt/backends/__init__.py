@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from fewrec_prompt.catalogue import Found, Rule
 from fewrec_prompt.registry import Registry
 from fewrec_prompt.types import Question, TokenLogprobs
 
@@ -23,6 +24,10 @@ class Backend(Protocol):
 
         One entry per question in the order asked: a float64 row (n_tokens,) per continuation; with `grad`, torch rows.
         """
+        ...
+
+    def best_continuations(self, question: Question, rule: Rule, k: int, *, budget: int | None = None) -> Found:
+        """The k best continuations of a question with very many, without scoring all of them."""
         ...
 
     def n_tokens(self, question: Question) -> int:

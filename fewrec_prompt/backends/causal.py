@@ -22,6 +22,8 @@ from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.backends.precision import NumericMode, choose_device, choose_precision, loading_options
 from fewrec_prompt.backends.probe import why_not_packed
 from fewrec_prompt.backends.tokens import QuestionTokenizer
+from fewrec_prompt.backends.trie_reader import TrieReader
+from fewrec_prompt.catalogue import Found, Rule, best_titles, build_trie
 from fewrec_prompt.errors import ModelError, NumericError
 from fewrec_prompt.types import Question, TokenLogprobs
 
@@ -46,6 +48,20 @@ class CausalBackend:
         """Tokens that answering these questions together computes."""
         planned = plan([sequence for question in questions for sequence in self.tokens.encode(question)])
         return planned.n_computed if self.mode.layout == "packed" else planned.n_naive
+
+    def best_continuations(self, question: Question, rule: Rule, k: int, *, budget: int | None = None) -> Found:
+        """The k continuations that score best under the rule, without scoring all: see catalogue.py.
+
+        Offsets of the rule are in the order of the continuations; of equal ones the first stands for all. Raises
+        ModelError for a model that cannot be packed.
+        """
+        if self.mode.layout != "packed":
+            raise ModelError("this model is scored one sequence at a time; searching a catalogue needs a packed one")
+        sequences = self.tokens.encode(question)
+        start = sequences[0].scored_from
+        trie = build_trie([sequence.ids[start:] for sequence in sequences])
+        reader = TrieReader(self.model, sequences[0].ids[:start], trie)
+        return best_titles(trie, rule, reader, k, budget=budget)
 
     def logprobs(self, questions: Sequence[Question], *, grad: bool = False) -> list[TokenLogprobs]:
         """Log-probability of each token of each continuation after its prompt, in nats.

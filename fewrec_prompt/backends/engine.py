@@ -53,13 +53,13 @@ def _read(model: Any, hidden: torch.Tensor, pairs: Sequence[tuple[int, int]]) ->
     """Log-probabilities (n_pairs,) of the targets after the nodes; each node goes through the head once."""
     nodes, targets = zip(*pairs, strict=True)
     unique, place = torch.unique(torch.tensor(nodes, device=hidden.device), return_inverse=True)
-    logits = _logits(model, hidden[unique])
+    logits = next_token_logits(model, hidden[unique])
     wanted = logits[place, torch.tensor(targets, device=hidden.device)]
     scored: torch.Tensor = wanted - logits.logsumexp(-1)[place]
     return scored
 
 
-def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+def next_token_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """LM head in the model's precision, then fp32, with the scaling and soft cap that some families put after it."""
     head = model.get_output_embeddings()
     logits: torch.Tensor = head(hidden).float()

@@ -1,0 +1,102 @@
+"""Best-first search over a trie finds exactly what scoring every title finds, with less work."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewrec_prompt.catalogue import Rule, Trie, best_titles, build_trie
+from fewrec_prompt.errors import DataError
+from fewrec_prompt.seeds import rng_for
+
+END = 9
+TITLES = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=5).map(lambda t: (*t, END)), min_size=1, max_size=40)
+
+
+def made_up_model(trie: Trie, seed: int) -> Callable[[Sequence[int]], list[np.ndarray]]:
+    """Children's log-probabilities that depend on the path alone; at every node they sum to at most one."""
+
+    def expand(nodes: Sequence[int]) -> list[np.ndarray]:
+        return [node_logprobs(trie, node, seed) for node in nodes]
+
+    return expand
+
+
+def node_logprobs(trie: Trie, node: int, seed: int) -> np.ndarray:
+    tokens = [trie.tokens[step] for step in trie.path(node)]
+    shares = rng_for(seed, "node", *tokens).dirichlet(np.full(10, 0.5))
+    return np.log(np.maximum(shares[[trie.tokens[child] for child in trie.children[node]]], 1e-12))
+
+
+def every_score(trie: Trie, rule: Rule, n_titles: int, seed: int) -> np.ndarray:
+    """Score of each title by walking its path."""
+    scores = np.full(n_titles, -np.inf)
+    for leaf, found in enumerate(trie.titles_of):
+        for title in found:
+            path = [0, *trie.path(leaf)]
+            steps = [
+                node_logprobs(trie, parent, seed)[trie.children[parent].index(child)]
+                for parent, child in pairwise(path)
+            ]
+            total = np.mean(steps) if rule.mean else np.sum(steps)
+            scores[title] = total + rule.offsets[title]
+    return scores
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(titles=TITLES, mean=st.booleans(), k=st.integers(1, 12), width=st.integers(1, 8), seed=st.integers(0, 99))
+def test_the_search_finds_what_scoring_every_title_finds(
+    titles: list[tuple[int, ...]], mean: bool, k: int, width: int, seed: int
+) -> None:
+    trie = build_trie(titles)
+    rule = Rule(mean, rng_for(seed, "offsets").normal(0, 2, len(titles)))
+
+    found = best_titles(trie, rule, made_up_model(trie, seed), k, width=width)
+
+    wanted = every_score(trie, rule, len(titles), seed)
+    assert found.exact
+    best = np.sort(wanted[np.isfinite(wanted)])[::-1][:k]
+    assert found.scores == pytest.approx(best)
+    assert [wanted[title] for title in found.titles] == pytest.approx(best)
+    assert found.n_computed <= trie.n_inner + 1
+
+
+def test_titles_that_were_seen_are_never_found_and_cost_nothing() -> None:
+    titles = [(first, second, END) for first in range(5) for second in range(5)]
+    trie = build_trie(titles)
+    seen = np.array([-np.inf if first < 4 else 0.0 for first, _, _ in titles])
+
+    found = best_titles(trie, Rule(False, seen), made_up_model(trie, 0), 10)
+
+    assert {titles[title][0] for title in found.titles} == {4}
+    assert found.n_computed <= 1 + 1 + 5  # the prompt, the one branch left, and its five endings
+
+
+def test_a_budget_stops_early_and_says_how_much_better_an_unseen_title_could_be() -> None:
+    titles = [(a, b, c, END) for a in range(5) for b in range(5) for c in range(5)]
+    trie = build_trie(titles)
+    rule = Rule(False, np.zeros(len(titles)))
+    model = made_up_model(trie, 1)
+
+    short = best_titles(trie, rule, model, 3, budget=30, width=2)
+    full = best_titles(trie, rule, model, 3)
+
+    assert not short.exact
+    assert short.n_computed <= 30 < full.n_computed
+    assert full.scores[2] <= short.scores[2] + short.gap
+
+
+def test_a_title_that_begins_another_is_refused() -> None:
+    with pytest.raises(DataError, match="is the beginning of another"):
+        build_trie([(1, 2), (1, 2, 3)])
+
+
+def test_titles_that_read_the_same_are_found_both_unless_one_was_seen() -> None:
+    trie = build_trie([(1, END), (2, END), (1, END)])
+    seen = np.array([-np.inf, 0.0, 0.0])
+
+    assert {0, 2} < set(best_titles(trie, Rule(False, np.zeros(3)), made_up_model(trie, 0), 3).titles)
+    assert set(best_titles(trie, Rule(False, seen), made_up_model(trie, 0), 3).titles) == {1, 2}

@@ -1,0 +1,88 @@
+"""The best of a whole catalogue is what scoring all of it would have put first."""
+
+import numpy as np
+import pytest
+from _tiny import FILMS, model, tokenizer
+
+from fewrec_prompt.backends.causal import CausalBackend
+from fewrec_prompt.backends.precision import NumericMode
+from fewrec_prompt.calibration import Calibration
+from fewrec_prompt.errors import DataError, ModelError, VerbalizerError
+from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.seeds import rng_for
+from fewrec_prompt.types import Interaction, Item, Query
+
+WORDS = ("Heat", "Alien", "Brat", "Up", "Ronin", "Say", "The", "of", "Moon", "Élodie")
+FAMILIES = ("llama", "gpt2", "opt", "gpt_neox", "qwen3", "phi")
+
+
+def catalogue(n: int) -> tuple[Item, ...]:
+    """Titles that begin alike, some of them twice under another id."""
+    rng = rng_for(0, "titles")
+    titles = [" ".join(rng.choice(WORDS, rng.integers(1, 5))) + f" ({rng.integers(1980, 1984)})" for _ in range(n)]
+    return tuple(Item(f"i{place}", title) for place, title in enumerate([*titles, titles[0], titles[1]]))
+
+
+def made(family: str, length: str, calibration: Calibration, layout: str = "packed") -> Recommender:
+    mode = NumericMode(precision="fp32", reason="a test", device="cpu", layout=layout)
+    backend = CausalBackend(model(family, n_words=len(tokenizer())), tokenizer(), mode)
+    template, verbalizer, _ = choose("complete", None, "none", None, length)
+    return Recommender(template, verbalizer, backend, FILMS, calibration)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("length", "calibration"),
+    [
+        ("sum", Calibration()),
+        ("mean", Calibration()),
+        ("sum", Calibration("pmi", 0.6)),
+        ("mean", Calibration("pmi", 0.3)),
+    ],
+)
+def test_the_search_equals_exhaustive_scoring(family: str, length: str, calibration: Calibration) -> None:
+    recommender, items = made(family, length, calibration), catalogue(60)
+    history, unseen = items[:3], items[3:]
+    unseen = tuple(item for item in unseen if item.id not in {seen.id for seen in history})
+
+    found = recommender.top_k(history, items, k=10)
+
+    query = Query("user", tuple(map(Interaction, history)), items)
+    every = dict(zip((item.id for item in items), recommender.scores(recommender.answers(query)), strict=True))
+    best = sorted((every[item.id] for item in unseen), reverse=True)[:10]
+    assert found.exact
+    assert found.ranking.scores == pytest.approx(best, abs=1e-4)
+    assert [every[item_id] for item_id in found.ranking.item_ids] == pytest.approx(best, abs=1e-4)
+    assert not {item.id for item in history} & set(found.ranking.item_ids)
+
+
+def test_a_budget_says_that_the_result_is_approximate() -> None:
+    recommender, items = made("llama", "sum", Calibration()), catalogue(200)
+
+    found = recommender.top_k(items[:2], items, k=5, budget=300)
+
+    assert not found.exact
+    assert found.n_computed <= 300
+    assert "approximate" in str(found)
+    full = recommender.top_k(items[:2], items, k=5)
+    assert full.ranking.scores[4] <= found.ranking.scores[-1] + found.gap + 1e-4
+
+
+def test_titles_alone_make_a_catalogue() -> None:
+    found = made("llama", "sum", Calibration()).top_k(["Heat"], ["Heat", "Alien", "Up"], k=2)
+
+    assert set(found.ranking.item_ids) == {"Alien", "Up"}
+    assert np.all(np.diff(found.ranking.scores) <= 0)
+
+
+def test_what_cannot_be_searched_is_refused() -> None:
+    with pytest.raises(DataError, match="item 'Up' stands twice in the catalogue"):
+        made("llama", "sum", Calibration()).top_k(["Heat"], ["Up", "Up"])
+    with pytest.raises(DataError, match="the history is empty"):
+        made("llama", "sum", Calibration()).top_k([], ["Up"])
+    with pytest.raises(ModelError, match="needs a packed one"):
+        made("llama", "sum", Calibration(), layout="plain").top_k(["Heat"], ["Up"])
+    judge, yes_no, _ = choose("judge", None, "none", None, None)
+    backend = made("llama", "sum", Calibration()).backend
+    with pytest.raises(VerbalizerError, match="only verbalizers of kind 'complete'"):
+        Recommender(judge, yes_no, backend, FILMS).top_k(["Heat"], ["Up"])
