@@ -2,7 +2,7 @@
 # PYTHON=… names the interpreter that .venv is made with; PYTEST_ARGS=… goes to pytest.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-long lint guards audit clean setup setup-dev assets
+.PHONY: help demo test test-long bench lint guards audit clean setup setup-dev assets
 
 BIN := .venv/bin
 ASSETS := smollm2-135m ml-100k
@@ -20,6 +20,11 @@ test: setup-dev assets ## install, fetch model and data, run the tests; a test t
 
 test-long: setup-dev assets ## the same tests at larger counts
 	$(PYTEST) -m long
+
+bench: setup-dev assets ## speed against peers, as ratios; installs the peers, takes about an hour
+	$(BIN)/python -m pip install -q -c constraints.txt lm_eval==0.4.13
+	$(BIN)/python bench/engine.py
+	$(BIN)/python bench/search.py
 
 lint: setup-dev ## ruff and mypy
 	$(BIN)/ruff check .
