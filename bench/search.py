@@ -2,8 +2,9 @@
 
     .venv/bin/python bench/search.py --users 20
 
-MovieLens-100K test users, fp32, films of the history left out. Prints a Markdown table: the share of the trie's nodes that
-was computed, and how many times faster the search was, for the median and the worst user; and how far the tens are apart.
+MovieLens-100K test users, fp32, films of the history left out. Prints a Markdown table: the share of the trie's nodes
+that was computed and how many times faster the search was, for the median and the worst user; and how far the two tens
+are apart.
 """
 
 from __future__ import annotations
@@ -55,9 +56,8 @@ def main() -> None:
     plain = Recommender.load(precision="fp32", domain=Domain("film", "films", "watch"))
     items = tuple(data.items.values())
     twins = plain.ask_twin(Query("twin", (), items))  # of the catalogue, not of a user: before any clock starts
-    users = [
-        every_title(plain, replace(query, candidates=items)) for query in leave_one_out(data).queries[: asked.users]
-    ]
+    queries = leave_one_out(data).queries[: asked.users]
+    users = [every_title(plain, replace(query, candidates=items)) for query in queries]
     print(
         "| rule | nodes, median | worst | times faster, median | worst | largest difference |\n|---|---|---|---|---|---|"
     )
