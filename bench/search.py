@@ -58,9 +58,8 @@ def main() -> None:
     twins = plain.ask_twin(Query("twin", (), items))  # of the catalogue, not of a user: before any clock starts
     queries = leave_one_out(data).queries[: asked.users]
     users = [every_title(plain, replace(query, candidates=items)) for query in queries]
-    print(
-        "| rule | nodes, median | worst | times faster, median | worst | largest difference |\n|---|---|---|---|---|---|"
-    )
+    print("| rule | nodes, median | worst | times faster, median | worst | largest difference |")
+    print("|---|---|---|---|---|---|")
     for name, calibration in RULES.items():
         length = "mean" if name == "mean" else "sum"
         ranker = replace(plain, verbalizer=with_length(plain.verbalizer, length), calibration=calibration)

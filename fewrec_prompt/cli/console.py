@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -42,14 +43,15 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def _lines() -> Progress:
-    shown = -1
+    shown, start = -1, time.monotonic()
 
     def show(what: str, done: float, total: float) -> None:
         nonlocal shown
         tenth = int(10 * done / total) if total else 10
         if tenth > shown:
             shown = tenth
-            say(f"{10 * tenth:3d} %  {what}")
+            left = (time.monotonic() - start) * (total - done) / done if done else 0.0
+            say(f"{10 * tenth:3d} %  {int(left) // 60}:{int(left) % 60:02d} left  {what}")
 
     return show
 
