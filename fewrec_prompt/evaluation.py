@@ -121,7 +121,6 @@ def evaluate(
     queries = tasks.load_queries(task, options.split, options.candidates, say)
     scoring.rehearse(parts, task.domain, queries.queries)
     backend = backend or _load(task, options, say)
-    say(f"precision {backend.mode.precision} on {backend.mode.device} ({backend.mode.reason})")
     rows = _rows(names, task, parts, backend)
     jobs = scoring.plan(rows, queries.queries)
     header = records.header(task, rows, queries, backend) | options.record()

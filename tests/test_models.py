@@ -303,4 +303,4 @@ def test_a_family_without_fused_attention_loads_and_its_record_says_so(tmp_path)
     backend = causal.load(str(tmp_path), precision="fp32", say=lines.append)
 
     assert (backend.mode.attention, backend.mode.layout) == ("eager", "plain")
-    assert "one at a time, because its layers are full_attention, sliding_attention" in lines[0]
+    assert "one at a time, because its layers are full_attention, sliding_attention" in lines[-1]

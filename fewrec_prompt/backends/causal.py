@@ -88,6 +88,7 @@ def load(name: str, *, precision: str = "auto", device: str | None = None, say: 
     Raises ModelError if files are missing or the precision cannot be had here.
     """
     mode = choose_precision(precision, choose_device(device))
+    say(f"precision {mode.precision} on {mode.device} ({mode.reason})")
     files = locate(name, say)
     tokenizer, model = _tokenizer(files), _model(files, mode)
     reason = why_not_packed(model)
