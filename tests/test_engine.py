@@ -317,7 +317,9 @@ def test_with_gradients_the_rows_are_equal_and_packed_gradients_are_plain_ones(b
 def test_without_gradients_nothing_is_kept_for_them(backend, monkeypatch):
     seen = []
     real = engine.next_token_logits
-    monkeypatch.setattr(engine, "next_token_logits", lambda made, hidden: seen.append(hidden.requires_grad) or real(made, hidden))
+    monkeypatch.setattr(
+        engine, "next_token_logits", lambda made, hidden: seen.append(hidden.requires_grad) or real(made, hidden)
+    )
 
     backend.logprobs(ASKED)
 
