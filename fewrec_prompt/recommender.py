@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
@@ -148,7 +148,10 @@ class Recommender:
             )
         query = _whole_catalogue(history, catalogue)
         fitted, (question,) = self._fit(query)
-        offsets = -self.calibration.alpha * np.array(_twin_scores(self, query.candidates))
+        offsets = np.zeros(len(query.candidates))
+        if self.calibration.needs_twin:
+            asker = replace(self, calibration=UNCALIBRATED)  # another alpha asks nothing
+            offsets -= self.calibration.alpha * np.array(_twin_scores(asker, query.candidates))
         seen = {taken.item.id for taken in query.history}
         offsets[[place for place, item in enumerate(query.candidates) if item.id in seen]] = -np.inf
         rule = Rule(self.verbalizer.length == "mean", offsets)
@@ -273,8 +276,6 @@ def _whole_catalogue(history: Sequence[str | Item], catalogue: Sequence[str | It
 @lru_cache(maxsize=4)
 def _twin_scores(recommender: Recommender, catalogue: tuple[Item, ...]) -> tuple[float, ...]:
     """What each title of the catalogue scores without a history: once a catalogue, whoever asks."""
-    if not recommender.calibration.needs_twin:
-        return (0.0,) * len(catalogue)
     twins = recommender.ask_twin(Query("twin", (), catalogue))
     return tuple(recommender.verbalizer.read(twins).tolist())
 

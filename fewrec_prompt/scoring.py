@@ -15,7 +15,7 @@ import numpy as np
 
 from fewrec_prompt.baselines import BASELINES
 from fewrec_prompt.calibration import twin
-from fewrec_prompt.recommender import Answers, Chosen, Recommender, Render, label_mass
+from fewrec_prompt.recommender import Answers, Chosen, Ranker, Recommender, Render, label_mass
 from fewrec_prompt.runs import RunStore, Unit
 from fewrec_prompt.tasks import RowSettings
 from fewrec_prompt.types import Domain, Query, Ranking
@@ -155,5 +155,5 @@ def _saved(store: RunStore, key: str, query: Query) -> Unit:
 def baselines(queries: Sequence[Query], popularity: Mapping[str, int]) -> Iterator[Scored]:
     """The rows that ask no model: random and popularity first, then those of other packages."""
     for name in BASELINES:
-        ranker = BASELINES.load(name)(popularity)
+        ranker: Ranker = BASELINES.load(name)(popularity)
         yield Scored(name, tuple(ranker.rank(query) for query in queries))

@@ -156,14 +156,5 @@ class Ranking:
         return "\n".join(f"{row['rank']:>{width}}  {row['score']:>9.3f}  {row['title']}" for row in self._rows())
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """The value of one metric for one user."""
-
-    user_id: str
-    metric: str
-    value: float
-
-
 def _tie_key(item_id: str) -> bytes:
     return sha256(item_id.encode("utf-8", "surrogatepass")).digest()

@@ -1,5 +1,7 @@
 """The best of a whole catalogue is what scoring all of it would have put first."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from _tiny import FILMS, model, tokenizer
@@ -86,3 +88,14 @@ def test_what_cannot_be_searched_is_refused() -> None:
     backend = made("llama", "sum", Calibration()).backend
     with pytest.raises(VerbalizerError, match="only verbalizers of kind 'complete'"):
         Recommender(judge, yes_no, backend, FILMS).top_k(["Heat"], ["Up"])
+
+
+def test_another_alpha_asks_no_twin_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    recommender, items = made("llama", "sum", Calibration("pmi", 0.6)), catalogue(20)
+    recommender.top_k(items[:2], items, k=3)
+    asked = []
+    monkeypatch.setattr(CausalBackend, "logprobs", lambda *words, **more: asked.append(words))
+
+    replace(recommender, calibration=Calibration("pmi", 0.3)).top_k(items[:2], items, k=3)
+
+    assert not asked

@@ -5,7 +5,6 @@ Page checksums are verified where the writer left any. What the cells mean is de
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fewrec_prompt.errors import DataError, StorageError
+from fewrec_prompt.errors import DataError
+from fewrec_prompt.files import replaced
 
 
 @contextmanager
@@ -76,14 +76,5 @@ def write(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     Columns are text, or lists of text or numbers. Raises StorageError, and leaves nothing behind, if it cannot.
     """
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path) as part, part.open("wb") as file:
+        pq.write_table(table, file, write_page_checksum=True)
