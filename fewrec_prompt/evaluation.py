@@ -26,6 +26,7 @@ from fewrec_prompt.runs import RunStore, check_folder, finished, own_folder, run
 from fewrec_prompt.scoring import Progress, Row, Scored, silent
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.templates import Template
+from fewrec_prompt.types import Kind, Query, Ranking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,32 +187,46 @@ def _rows(names: Sequence[str], task: Task, parts: Sequence[Chosen], backend: Ba
 
 def _finish(task: Task, scored: Sequence[Scored], queries: QuerySet, store: RunStore) -> Run:
     """Measure, and write what people read; run.json last."""
-    values = {row.name: _measure(row, queries, task.metrics) for row in scored}
+    shelf = _shelf(queries)
+    measured = {row.name: metrics.measure_all(task.metrics, _judged(row, queries), shelf) for row in scored}
     record = {
         **store.header,
-        "rows": [records.row(row, values[row.name], task.settings.seed) for row in scored],
+        "rows": [records.row(row, measured[row.name], task.settings.seed) for row in scored],
         "n_users": len(queries.queries),
         "problems": dict(queries.problems),
     }
     judged = [query.user_id for query in queries.queries if query.user_id in queries.qrels]
     write_queries(store.folder / "candidates.parquet", queries)
     parquet_files.write(store.folder / "rankings.parquet", records.ranking_columns(scored))
-    parquet_files.write(store.folder / "measurements.parquet", records.measurement_columns(scored, values, judged))
+    parquet_files.write(store.folder / "measurements.parquet", records.measurement_columns(scored, measured, judged))
+    if any(one.of_run for one in measured.values()):
+        parquet_files.write(store.folder / "groups.parquet", records.group_columns(measured))
     report.write(store.folder / "report.html", record)
     store.finish(record)
     return Run(store.folder, record)
 
 
-def _measure(row: Scored, queries: QuerySet, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Each metric's value for each user who has an answer."""
-    users = [
-        metrics.UserScores(
-            ranking.user_id,
-            np.array(ranking.scores),
-            np.array([item_id in queries.qrels[ranking.user_id] for item_id in ranking.item_ids]),
-            len(queries.qrels[ranking.user_id]),
-        )
-        for ranking in row.rankings
-        if ranking.user_id in queries.qrels
-    ]
-    return metrics.measure(names, users) if users else {}
+def _judged(row: Scored, queries: QuerySet) -> list[metrics.UserScores]:
+    """The users who have an answer: scores in the order of the prompt, beside what was right."""
+    pairs = zip(row.rankings, queries.queries, strict=True)
+    return [_user(ranking, query, queries, row.kind) for ranking, query in pairs if query.user_id in queries.qrels]
+
+
+def _user(ranking: Ranking, query: Query, queries: QuerySet, kind: Kind | None) -> metrics.UserScores:
+    item_ids = tuple(item.id for item in query.candidates)
+    score_of = dict(zip(ranking.item_ids, ranking.scores, strict=True))
+    scores = np.array([score_of[item_id] for item_id in item_ids])
+    relevant = queries.qrels[query.user_id]
+    return metrics.UserScores(
+        query.user_id,
+        scores,
+        np.array([item_id in relevant for item_id in item_ids]),
+        len(relevant),
+        item_ids,
+        tuple(seen.item.id for seen in query.history),
+        metrics.probabilities(kind, scores),
+    )
+
+
+def _shelf(queries: QuerySet) -> metrics.Shelf:
+    return metrics.Shelf.of(queries.popularity, (item for query in queries.queries for item in query.candidates))

@@ -9,20 +9,18 @@ import platform
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.data.queries import QuerySet
+from fewrec_prompt.metrics import Measured
 from fewrec_prompt.scoring import Row, Scored
-from fewrec_prompt.significance import Interval, bootstrap_interval
+from fewrec_prompt.significance import Interval, bootstrap_intervals
 from fewrec_prompt.tasks import Task
 
 LIBRARIES = ("fewrec-prompt", "torch", "transformers", "tokenizers", "bitsandbytes", "jinja2", "numpy", "evaluate")
-Values: TypeAlias = Mapping[str, npt.NDArray[np.float64]]
-"""Of one row: each metric's value for each user who has an answer."""
 
 
 def header(task: Task, rows: Sequence[Row], queries: QuerySet, backend: Backend) -> dict[str, Any]:
@@ -73,10 +71,11 @@ def _queries_digest(queries: QuerySet) -> str:
     return whole.hexdigest()
 
 
-def row(scored: Scored, values: Values, seed: int) -> dict[str, Any]:
+def row(scored: Scored, measured: Measured, seed: int) -> dict[str, Any]:
     """A row as run.json holds it: fractions, not per cent; null where there is nothing to say."""
     settings = scored.settings
-    intervals = {name: bootstrap_interval(column, seed) for name, column in values.items()}
+    intervals = bootstrap_intervals(measured.per_user, seed)
+    intervals |= {name: of_run.interval() for name, of_run in measured.of_run.items()}
     return {
         "name": scored.name,
         "prompt": settings.prompt if settings else None,
@@ -86,7 +85,7 @@ def row(scored: Scored, values: Values, seed: int) -> dict[str, Any]:
         "length": settings.length if settings else None,
         "n_users": len(scored.rankings),
         "ms_per_user": scored.ms_per_user,
-        "metrics": {name: _interval(interval) for name, interval in intervals.items()},
+        "metrics": {name: _interval(intervals[name]) for name in measured.names},
         "notes": dict(scored.notes or {}),
     }
 
@@ -109,16 +108,30 @@ def ranking_columns(scored: Sequence[Scored]) -> dict[str, list[Any]]:
 
 
 def measurement_columns(
-    scored: Sequence[Scored], values: Mapping[str, Values], users: Sequence[str]
+    scored: Sequence[Scored], measured: Mapping[str, Measured], users: Sequence[str]
 ) -> dict[str, list[Any]]:
     """Every metric of every row and user: the columns of measurements.parquet. NaN where a user has no value."""
     places = [
         (row.name, user_id, metric, float(value))
         for row in scored
-        for metric, column in values[row.name].items()
+        for metric, column in measured[row.name].per_user.items()
         for user_id, value in zip(users, column, strict=True)
     ]
     return _columns(("row", "user_id", "metric", "value"), places)
+
+
+def group_columns(measured: Mapping[str, Measured]) -> dict[str, list[Any]]:
+    """Metrics of a whole run without each group of users in turn: the columns of groups.parquet.
+
+    Two runs of the same users have the same groups, so that their difference has an error too.
+    """
+    places = [
+        (row, group, metric, value)
+        for row, one in measured.items()
+        for metric, of_run in one.of_run.items()
+        for group, value in enumerate(of_run.left_out)
+    ]
+    return _columns(("row", "group", "metric", "value_without"), places)
 
 
 def _columns(names: Sequence[str], places: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from fewrec_prompt.files import write_text
+from fewrec_prompt.metrics import unit_of
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -40,9 +41,9 @@ pre { background: #f3f5f7; padding: .8rem; white-space: pre-wrap; overflow-wrap:
 <h1>{{ title }}</h1>
 {% if description %}<p>{{ description }}</p>{% endif %}
 {% if metrics %}
-<p>{{ n_users }} users. Each value is a mean over users in per cent, below it the 95&nbsp;% bootstrap interval over
-users; ties count at their expectation; bold is the highest value of a column, which by itself says nothing about a
-difference.</p>
+<p>{{ n_users }} users. Each value is a mean over users in per cent (bits, nats and ratios as they are), below it the
+95&nbsp;% interval over users; ties count at their expectation; bold is the highest value of a column, which by itself
+says nothing about a difference.</p>
 {% else %}
 <p>{{ n_users }} users, no answers: there is nothing to measure. The rankings stand in rankings.parquet.</p>
 {% endif %}
@@ -77,6 +78,13 @@ def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def percent(value: float | None) -> str:
     """A fraction as per cent with one digit; a dash where nothing was measured."""
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def figure(metric: str, value: float | None) -> str:
+    """A metric's value: a share as per cent, bits, nats and other numbers with three digits."""
+    if value is None or unit_of(metric) == "share":
+        return percent(value)
+    return f"{value:.3g}"
 
 
 def milliseconds(value: float | None) -> str:
@@ -114,8 +122,8 @@ def _row(row: Mapping[str, Any], names: Sequence[str], best: Mapping[str, float 
         known = metric["value"] is not None
         cells.append(
             {
-                "value": percent(metric["value"]),
-                "interval": f"{percent(metric['low'])}–{percent(metric['high'])}" if known else "",
+                "value": figure(name, metric["value"]),
+                "interval": f"{figure(name, metric['low'])}–{figure(name, metric['high'])}" if known else "",
                 "best": known and metric["value"] == best[name],
             }
         )

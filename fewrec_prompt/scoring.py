@@ -18,7 +18,7 @@ from fewrec_prompt.calibration import twin
 from fewrec_prompt.recommender import Answers, Chosen, Ranker, Recommender, Render, label_mass
 from fewrec_prompt.runs import RunStore, Unit
 from fewrec_prompt.tasks import RowSettings
-from fewrec_prompt.types import Domain, Query, Ranking
+from fewrec_prompt.types import Domain, Kind, Query, Ranking
 
 Progress = Callable[[str, float, float], None]
 """Called after each unit with what is being scored, the work done and the work in all (in tokens)."""
@@ -60,6 +60,7 @@ class Scored:
     settings: RowSettings | None = None  # None: a baseline
     ms_per_user: float | None = None  # of all its questions, twins too, whoever else shares them
     notes: Mapping[str, float] | None = None
+    kind: Kind | None = None  # of its verbalizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,8 @@ def read(row: Row, queries: Sequence[Query], store: RunStore) -> Scored:
     notes = {"history_items_cut": float(cut)}
     if row.recommender.verbalizer.kind != "complete":
         notes["label_mass"] = float(np.mean(masses))
-    return Scored(row.name, tuple(rankings), row.settings, float(np.mean(ms)), notes)
+    kind = row.recommender.verbalizer.kind
+    return Scored(row.name, tuple(rankings), row.settings, float(np.mean(ms)), notes, kind)
 
 
 def _saved(store: RunStore, key: str, query: Query) -> Unit:

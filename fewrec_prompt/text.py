@@ -13,6 +13,7 @@ _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]"
 )
 _SPACE = re.compile(r"\s+")
+_WORD = re.compile(r"\w+")
 
 
 def one_line(text: str) -> str:
@@ -29,3 +30,8 @@ def one_line(text: str) -> str:
 def shown_title(item_id: str, title: str) -> str:
     """The title as prompts show it; an empty one becomes `item <id>`."""
     return one_line(title) or one_line(f"item {item_id}")
+
+
+def words(text: str) -> list[str]:
+    """The words and numbers of a text in lower case, in order, repeated as they are."""
+    return _WORD.findall(one_line(text).casefold())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tracemalloc
 
@@ -9,7 +10,19 @@ import numpy as np
 import pytest
 
 from fewrec_prompt.errors import FewrecError
-from fewrec_prompt.significance import Interval, bootstrap_interval, paired_interval
+from fewrec_prompt.significance import (
+    Interval,
+    Jackknifed,
+    bootstrap_interval,
+    bootstrap_intervals,
+    detectable,
+    difference_interval,
+    groups_of,
+    holm,
+    paired_interval,
+    permutation_p,
+    verdict,
+)
 
 VALUES = np.random.default_rng(3).beta(0.5, 1.0, 200)
 
@@ -93,3 +106,152 @@ def test_pairs_with_a_hole_on_either_side_are_left_out() -> None:
 def test_different_users_cannot_be_paired() -> None:
     with pytest.raises(FewrecError, match="3 and 2 users cannot be paired"):
         paired_interval(np.zeros(3), np.zeros(2), seed=0)
+
+
+def test_columns_together_are_the_columns_alone() -> None:
+    holed = np.where(np.arange(len(VALUES)) % 7 == 0, np.nan, VALUES)
+    columns = {"a": VALUES, "b": holed, "c": VALUES**2, "d": np.full(len(VALUES), np.nan), "e": np.ones(len(VALUES))}
+    together = bootstrap_intervals(columns, seed=3)
+    assert list(together) == list(columns)
+    for name in "abce":
+        alone = bootstrap_interval(columns[name], seed=3)
+        assert together[name].low == pytest.approx(alone.low, abs=1e-12)
+        assert together[name].high == pytest.approx(alone.high, abs=1e-12)
+        assert (together[name].value, together[name].n_excluded) == (alone.value, alone.n_excluded)
+    assert math.isnan(together["d"].value)
+
+
+def test_the_percentile_interval_is_where_bca_would_put_it() -> None:
+    """Which is why there is no BCa here: its ends are nearer than two bootstraps are to each other."""
+    stats = pytest.importorskip("scipy.stats")
+    theirs = stats.bootstrap((VALUES,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
+    ours, again = bootstrap_interval(VALUES, seed=0), bootstrap_interval(VALUES, seed=1)
+    error = VALUES.std() / math.sqrt(len(VALUES))
+    noise = abs(ours.low - again.low) + abs(ours.high - again.high)
+    assert abs(ours.low - theirs.low) + abs(ours.high - theirs.high) < noise + 0.1 * error
+
+
+# --- chance
+
+
+def moved(n: int, shift: float, seed: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).normal(shift, 1.0, n)
+
+
+def test_few_users_are_flipped_in_every_way() -> None:
+    values = np.array([0.5, -0.2, 0.0, 0.9, 0.3])
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True))) for signs in itertools.product((1, -1), repeat=5)
+    ]
+    expected = np.mean([total >= abs(values.sum()) - 1e-12 for total in sums])
+    assert permutation_p({"m": values}, seed=0)["m"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("n", "tolerance"), [(12, 1e-12), (200, 0.02)])
+def test_the_permutation_test_agrees_with_scipy(n: int, tolerance: float) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for shift in (0.0, 0.1, 0.3):
+        values = moved(n, shift)
+        theirs = stats.permutation_test(
+            (values, np.zeros(n)), lambda a, b: (a - b).mean(), permutation_type="samples", n_resamples=9999,
+            rng=np.random.default_rng(0),
+        ).pvalue  # fmt: skip
+        assert permutation_p({"m": values}, seed=0)["m"] == pytest.approx(theirs, abs=tolerance)
+
+
+def test_p_is_never_zero_and_the_same_for_the_same_seed() -> None:
+    values = {"m": moved(300, 2.0), "n": moved(300, 0.1)}
+    assert permutation_p(values, seed=1) == permutation_p(values, seed=1)
+    assert permutation_p(values, seed=1)["m"] == pytest.approx(1 / 10_001)
+
+
+def test_without_a_difference_p_is_one() -> None:
+    p = permutation_p({"zero": np.zeros(50), "none": np.full(50, np.nan)}, seed=0)
+    assert p["zero"] == 1.0
+    assert math.isnan(p["none"])
+
+
+def test_one_in_twenty_is_called_different_by_chance() -> None:
+    """400 tables without any difference; three standard errors of slack."""
+    rng = np.random.default_rng(9)
+    columns = {str(i): rng.choice([-0.4, 0.0, 0.1, 0.5], 60, p=[0.25, 0.4, 0.1, 0.25]) - 0.035 for i in range(400)}
+    found = sum(p <= 0.05 for p in permutation_p(columns, seed=0, n_resamples=1000).values())
+    assert found <= 400 * (0.05 + 3 * math.sqrt(0.05 * 0.95 / 400))
+
+
+def test_holm_multiplies_the_smallest_by_how_many_there_are() -> None:
+    adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03, "none": math.nan, "d": 0.005})
+    assert adjusted["d"] == pytest.approx(4 * 0.005)
+    assert adjusted["a"] == pytest.approx(3 * 0.01)
+    assert adjusted["c"] == adjusted["b"] == pytest.approx(2 * 0.03)  # never below the one before
+    assert math.isnan(adjusted["none"])
+    assert holm({"x": 0.6, "y": 0.7}) == {"x": 1.0, "y": 1.0}
+
+
+def test_a_difference_of_the_detectable_size_is_found_four_times_in_five() -> None:
+    """400 studies of 80 users at exactly that size, by the interval and the permutation test."""
+    smallest = 2.8015852 / math.sqrt(80)  # of users who differ by one standard deviation
+    studies = {str(i): moved(80, smallest, seed=100 + i) for i in range(400)}
+    assert np.mean([detectable(study) for study in studies.values()]) == pytest.approx(smallest, rel=0.02)
+    p_values = permutation_p(studies, seed=0, n_resamples=1000)
+    assert np.mean([p <= 0.05 for p in p_values.values()]) == pytest.approx(0.8, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "said"),
+    [
+        (0.01, 0.03, None, "better"),
+        (0.01, 0.03, 0.04, "better"),
+        (-0.03, -0.01, 0.01, "worse"),
+        (-0.01, 0.03, 0.04, "cannot be told apart (smallest difference that 90 users would show: 0.028)"),
+        (0.01, 0.03, 0.06, "cannot be told apart (smallest difference that 90 users would show: 0.028)"),
+        (0.0, 0.0, None, "cannot be told apart (smallest difference that 90 users would show: 0.028)"),
+        (math.nan, math.nan, math.nan, "cannot be told apart (smallest difference that 90 users would show: 0.028)"),
+    ],
+)
+def test_better_is_said_only_where_the_interval_says_so(low: float, high: float, p: float | None, said: str) -> None:
+    assert verdict(Interval((low + high) / 2, low, high, 90, 0), 0.028, p) == said
+
+
+# --- numbers that are no means over users
+
+
+def jackknifed(values: np.ndarray, n_groups: int = 100) -> Jackknifed:
+    groups = groups_of([f"u{i}" for i in range(len(values))], n_groups)
+    n_groups = int(groups.max()) + 1
+    sums, counts = np.bincount(groups, values), np.bincount(groups)
+    return Jackknifed.of(lambda weights: float(weights @ sums / (weights @ counts)), n_groups, len(values))
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    error = VALUES[:90].std(ddof=1) / math.sqrt(90)
+    one_each = jackknifed(VALUES[:90])
+    assert one_each.error == pytest.approx(error, rel=1e-9)
+    assert one_each.interval().high == pytest.approx(VALUES[:90].mean() + 1.959964 * error)
+    assert jackknifed(VALUES).error == pytest.approx(VALUES.std(ddof=1) / math.sqrt(200), rel=0.25)
+
+
+def test_the_difference_of_two_is_paired() -> None:
+    """The same users: what both share goes out."""
+    difference = jackknifed(VALUES + 0.1 + moved(200, 0.0) / 1000) - jackknifed(VALUES)
+    assert difference.value == pytest.approx(0.1, abs=1e-3)
+    assert difference.error < 0.001
+    assert difference.p_value < 1e-9
+    assert (jackknifed(VALUES) - jackknifed(VALUES)).p_value == 1.0
+
+
+def test_groups_do_not_depend_on_the_order_of_users() -> None:
+    names = [f"u{i}" for i in range(250)]
+    there, back = groups_of(names), groups_of(names[::-1])
+    assert list(there) == list(back[::-1])
+    assert set(np.bincount(there)) == {2, 3}
+    assert len(set(groups_of(names[:40]))) == 40
+
+
+def test_two_groups_of_people_are_drawn_apart() -> None:
+    a, b = moved(150, 0.5), moved(60, 0.0, seed=5)
+    interval = difference_interval(a, b, seed=0)
+    error = math.sqrt(a.var() / 150 + b.var() / 60)
+    assert interval.value == pytest.approx(a.mean() - b.mean())
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert math.isnan(difference_interval(a, b[:0], seed=0).low)

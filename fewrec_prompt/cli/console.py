@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from fewrec_prompt.report import metric_names, milliseconds, percent
+from fewrec_prompt.report import figure, metric_names, milliseconds
 from fewrec_prompt.scoring import Progress
 
 
@@ -74,7 +74,7 @@ def _cells(row: Mapping[str, Any], names: list[str], main: str | None) -> list[s
     cells = [row["name"]]
     for name in names:
         metric = row["metrics"][name]
-        cells.append(percent(metric["value"]))
+        cells.append(figure(name, metric["value"]))
         if name == main:
-            cells.append(f"{percent(metric['low'])}–{percent(metric['high'])}")
+            cells.append(f"{figure(name, metric['low'])}–{figure(name, metric['high'])}")
     return [*cells, milliseconds(row["ms_per_user"])]

@@ -1,11 +1,29 @@
-"""How good a ranking is, per user: our own ranking metrics and any metric of Hugging Face's `evaluate`.
+"""How good rankings are: our own metrics and any metric of Hugging Face's `evaluate`.
 
-`measure()` is what a study calls; `check_metrics()` refuses names that could not be measured before a model runs for
-hours. The formulae stand in ranking.py. Importing this package loads numpy and nothing heavier.
+`measure()` gives values per user, `measure_run()` those of a whole run, `measure_all()` both; `check_metrics()` refuses
+names that could not be measured before a model runs for hours. naming.py holds the table of names; ranking.py,
+judging.py and beyond.py the formulae. Importing this package loads numpy and nothing heavier.
 """
 
-from fewrec_prompt.metrics.measuring import check_metrics, measure
-from fewrec_prompt.metrics.ranking import RankingMetric, metric, metric_names, parse_metric
-from fewrec_prompt.metrics.users import UserScores
+from fewrec_prompt.metrics import beyond, judging, ranking
+from fewrec_prompt.metrics.judging import probabilities
+from fewrec_prompt.metrics.measuring import Measured, check_metrics, measure, measure_all, measure_run
+from fewrec_prompt.metrics.naming import Metric, metric, metric_names, parse_metric, unit_of
+from fewrec_prompt.metrics.users import Shelf, UserScores
 
-__all__ = ["RankingMetric", "UserScores", "check_metrics", "measure", "metric", "metric_names", "parse_metric"]
+FORMULAE = (ranking, judging, beyond)  # importing them fills the table of names
+__all__ = [
+    "Measured",
+    "Metric",
+    "Shelf",
+    "UserScores",
+    "check_metrics",
+    "measure",
+    "measure_all",
+    "measure_run",
+    "metric",
+    "metric_names",
+    "parse_metric",
+    "probabilities",
+    "unit_of",
+]

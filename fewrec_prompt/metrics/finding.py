@@ -18,7 +18,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from fewrec_prompt.errors import FewrecError, did_you_mean
-from fewrec_prompt.metrics.ranking import metric_names
+from fewrec_prompt.metrics.naming import metric_names
 from fewrec_prompt.registry import Registry
 
 INSTALLED = Registry("metric", {}, group="fewrec_prompt.metrics")  # of evaluate.Metric classes

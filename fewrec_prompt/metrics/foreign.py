@@ -24,7 +24,7 @@ import numpy as np
 
 from fewrec_prompt.errors import FewrecError
 from fewrec_prompt.metrics.finding import find_metric, say
-from fewrec_prompt.metrics.ranking import Floats
+from fewrec_prompt.metrics.naming import Floats
 from fewrec_prompt.metrics.users import UserScores
 
 _WANTED = (

@@ -1,23 +1,28 @@
-"""One value per user and metric, through the interface of Hugging Face's `evaluate`.
+"""One value per user and metric, and one value a run where a metric is no mean over users.
 
-Our own names (nDCG@10, MRR, …) are computed by one module of ours, every other name by the `evaluate` metric that it
-names (foreign.py finds it and fits the data to it). Means and intervals are left to the caller.
+Our own names stand in naming.py's table; every other name is the `evaluate` metric that it names (foreign.py finds it
+and fits the data to it). Ranking metrics go through the interface of Hugging Face's `evaluate` too. Means and intervals
+are left to the caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fewrec_prompt.errors import DataError, FewrecError
-from fewrec_prompt.metrics.ranking import Floats, is_own_name, parse_metric
-from fewrec_prompt.metrics.users import UserScores
+from fewrec_prompt.metrics.naming import Floats, Kind, is_own_name, parse_metric
+from fewrec_prompt.metrics.users import Shelf, UserScores
+from fewrec_prompt.significance import Jackknifed, groups_of
 
 if TYPE_CHECKING:
     from fewrec_prompt.metrics.foreign import ForeignMetric
+
+NOTHING_KNOWN = Shelf()
 
 
 def check_metrics(names: Iterable[str]) -> None:
@@ -31,23 +36,62 @@ def check_metrics(names: Iterable[str]) -> None:
         _load_foreign(others, [name for name in names if name not in others], scratch)
 
 
-def measure(names: Sequence[str], users: Sequence[UserScores]) -> dict[str, Floats]:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one row came to: metrics with a value per user, metrics of the whole run, and all their names in order."""
+
+    names: tuple[str, ...]
+    per_user: Mapping[str, Floats]
+    of_run: Mapping[str, Jackknifed]
+
+
+def measure_all(names: Sequence[str], users: Sequence[UserScores], shelf: Shelf) -> Measured:
+    """Everything that is named, of users who have an answer; nothing at all if there are none."""
+    if not users:
+        return Measured((), {}, {})
+    per_user, of_run = measure(names, users, shelf), measure_run(names, users, shelf)
+    order = [name for name in dict.fromkeys(names) if name in of_run or name in per_user]
+    return Measured((*order, *(name for name in per_user if name not in order)), per_user, of_run)
+
+
+def measure(names: Sequence[str], users: Sequence[UserScores], shelf: Shelf = NOTHING_KNOWN) -> dict[str, Floats]:
     """For each metric one value per user, in the order of `users`; NaN where a user has no value.
 
     Our metrics are keyed by their name. A foreign one is keyed by its own name (of a path: the last part) if it returns
-    one number, and as name.key for each number if it returns several. Raises FewrecError for unknown names.
+    one number, and as name.key for each number if it returns several. Metrics of a whole run have no value per user and
+    are left to `measure_run`. Raises FewrecError for unknown names.
     """
     names = list(dict.fromkeys(names))
     if not users:
         raise DataError("there is no user to measure")
-    own = _own_values([name for name in names if _is_ours(name)], users)
+    own = _ranking_values(_of_kind("ranking", names), users) | _user_values(_of_kind("user", names), users, shelf)
     with TemporaryDirectory() as scratch:
-        foreign = _load_foreign([name for name in names if name not in own], list(own), scratch)
+        foreign = _load_foreign([name for name in names if not _is_ours(name)], list(own), scratch)
         others = {name: metric.measure(users) for name, metric in foreign.items()}
     result: dict[str, Floats] = {}
     for name in names:
-        result |= {name: own[name]} if name in own else others[name]
+        result |= {name: own[name]} if name in own else others.get(name, {})
     return result
+
+
+def measure_run(names: Sequence[str], users: Sequence[UserScores], shelf: Shelf) -> dict[str, Jackknifed]:
+    """For each metric of a whole run among the names: its value, and the value without each group of users."""
+    if not users:
+        raise DataError("there is no user to measure")
+    groups = groups_of([user.user_id for user in users])
+    n_groups = int(groups.max()) + 1
+    return {
+        name: Jackknifed.of(parse_metric(name)(users, shelf, groups), n_groups, len(users))
+        for name in _of_kind("run", dict.fromkeys(names))
+    }
+
+
+def _of_kind(kind: Kind, names: Iterable[str]) -> list[str]:
+    return [name for name in names if _is_ours(name) and parse_metric(name).entry.kind == kind]
+
+
+def _user_values(names: list[str], users: Sequence[UserScores], shelf: Shelf) -> dict[str, Floats]:
+    return {name: np.array([parse_metric(name)(user, shelf) for user in users], dtype=np.float64) for name in names}
 
 
 def _is_ours(name: str) -> bool:
@@ -55,7 +99,7 @@ def _is_ours(name: str) -> bool:
     return is_own_name(name) and bool(parse_metric(name))
 
 
-def _own_values(names: list[str], users: Sequence[UserScores]) -> dict[str, Floats]:
+def _ranking_values(names: list[str], users: Sequence[UserScores]) -> dict[str, Floats]:
     if not names:
         return {}
     # seconds of import, torch among it: only when something is measured

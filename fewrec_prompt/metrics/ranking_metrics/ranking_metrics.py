@@ -13,7 +13,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from fewrec_prompt.metrics.ranking import parse_metric
+from fewrec_prompt.metrics.naming import parse_metric
 from fewrec_prompt.metrics.users import UserScores
 
 _DESCRIPTION = "nDCG, HR, MRR, recall, precision, MAP and AUC per user; tied scores count at their expectation."
