@@ -18,6 +18,8 @@ _PUBLIC = {
     "evaluate": "evaluation",
     "Options": "evaluation",
     "Run": "evaluation",
+    "Comparison": "comparison",
+    "compare": "comparison",
     "RowSettings": "tasks",
     "load_task": "tasks",
 }

@@ -15,7 +15,7 @@ import numpy as np
 from fewrec_prompt import metrics, records, report, scoring, tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import BACKENDS, Backend
-from fewrec_prompt.baselines import BASELINES
+from fewrec_prompt.baselines import BASELINES, check_baselines
 from fewrec_prompt.data import parquet_files
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
@@ -60,6 +60,7 @@ class Options:
     """What a call may change of a task. None leaves the task's own."""
 
     rows: tuple[RowSettings, ...] | None = None
+    baselines: tuple[str, ...] | None = None
     metrics: tuple[str, ...] | None = None  # paths in it start from the working directory
     model: str | None = None
     users: int | None = None
@@ -75,6 +76,7 @@ class Options:
             raise TaskError(f"{self.users} users were asked; ask for one at least")
         names = None if self.metrics is None else tuple(map(_from_here, self.metrics))
         changes = {"rows": self.rows, "metrics": names, "model": self.model, "seed": self.seed}
+        changes["baselines"] = self.baselines
         settings = task.settings.model_copy(update={key: value for key, value in changes.items() if value is not None})
         if self.users is not None or self.candidates is not None:
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"users": self.users})})
@@ -116,6 +118,7 @@ def evaluate(
     if out is not None:
         check_folder(Path(out))
     metrics.check_metrics(task.metrics)
+    check_baselines(task.settings.baselines)
     parts = [choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length) for row in task.settings.rows]
     task = _resolved(task, parts)
     names = _names(task.settings.rows, parts)
@@ -131,7 +134,8 @@ def evaluate(
         return Run(folder, record)
     with run_store(folder, header) as store:
         scoring.score(jobs, queries.queries, store, progress)
-        scored = [*scoring.baselines(queries.queries, queries.popularity)]
+        training = queries.to_learn_from()
+        scored = [*scoring.baselines(task.settings.baselines, queries.queries, training, task.settings.seed)]
         scored += [scoring.read(row, queries.queries, store) for row in rows]
         return _finish(task, scored, queries, store)
 

@@ -87,6 +87,12 @@ def figure(metric: str, value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def points(metric: str, value: float, *, signed: bool = False) -> str:
+    """A difference of a metric: of shares in percentage points."""
+    scale, form = (100, ".1f") if unit_of(metric) == "share" else (1, ".3g")
+    return format(scale * value, f"+{form}" if signed else form).replace("-", "−")
+
+
 def milliseconds(value: float | None) -> str:
     """Whole milliseconds; a dash for rows that ask no model."""
     return "–" if value is None else f"{value:.0f}"

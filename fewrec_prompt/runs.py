@@ -207,15 +207,15 @@ def _differences(folder: Path, header: Mapping[str, Any]) -> list[tuple[str, Any
     """(dotted key, value in the folder, value now) of all that decides a result and is not the same."""
     path = folder / "header.json"
     try:
-        before = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
+        before = dict(leaves(json.loads(path.read_text(encoding="utf-8"))))
     except ValueError as error:
         raise RunError(f"{path}: not valid JSON; give --out a new folder") from error
-    now = dict(_leaves(json.loads(dump(header))))
+    now = dict(leaves(json.loads(dump(header))))
     keys = sorted(before.keys() | now.keys())
     return [(key, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of everything in a record that decides its result; lists count as one value."""
     if any(fnmatchcase(key, pattern) for pattern in DESCRIBES):
         return
@@ -223,7 +223,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
         return
     for name, inner in value.items():
-        yield from _leaves(inner, f"{key}.{name}" if key else name)
+        yield from leaves(inner, f"{key}.{name}" if key else name)
 
 
 def _shown(value: Any) -> str:

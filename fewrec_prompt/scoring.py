@@ -15,6 +15,7 @@ import numpy as np
 
 from fewrec_prompt.baselines import BASELINES
 from fewrec_prompt.calibration import twin
+from fewrec_prompt.data.training import Training
 from fewrec_prompt.recommender import Answers, Chosen, Ranker, Recommender, Render, label_mass
 from fewrec_prompt.runs import RunStore, Unit
 from fewrec_prompt.tasks import RowSettings
@@ -154,8 +155,8 @@ def _saved(store: RunStore, key: str, query: Query) -> Unit:
     return unit
 
 
-def baselines(queries: Sequence[Query], popularity: Mapping[str, int]) -> Iterator[Scored]:
-    """The rows that ask no model: random and popularity first, then those of other packages."""
-    for name in BASELINES:
-        ranker: Ranker = BASELINES.load(name)(popularity)
+def baselines(names: Sequence[str], queries: Sequence[Query], training: Training, seed: int) -> Iterator[Scored]:
+    """The rows that ask no prompt, in the order they are named, each trained on the training part."""
+    for name in names:
+        ranker: Ranker = BASELINES.load(name)(training, seed)
         yield Scored(name, tuple(ranker.rank(query) for query in queries))

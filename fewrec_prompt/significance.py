@@ -11,10 +11,11 @@ Users are the unit everywhere: what was drawn, left out or flipped is a user wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from fewrec_prompt.errors import FewrecError
 from fewrec_prompt.seeds import rng_for
 
 Floats = npt.NDArray[np.float64]
+Name = TypeVar("Name", bound=Hashable)
 LEVEL, N_RESAMPLES, ALPHA, POWER, N_GROUPS = 0.95, 10_000, 0.05, 0.8, 100
 _DRAWS_AT_ONCE = 500_000  # 16 MB: bounds memory, whatever the number of users
 _EXACT_UP_TO = 16  # users that differ: 65,536 ways to flip signs
@@ -50,14 +52,14 @@ def bootstrap_interval(values: Floats, seed: int, level: float = LEVEL, n_resamp
 
 
 def bootstrap_intervals(
-    columns: Mapping[str, Floats], seed: int, level: float = LEVEL, n_resamples: int = N_RESAMPLES
-) -> dict[str, Interval]:
+    columns: Mapping[Name, Floats], seed: int, level: float = LEVEL, n_resamples: int = N_RESAMPLES
+) -> dict[Name, Interval]:
     """`bootstrap_interval` of many columns (n_users,) of the same users: users are drawn once for all of them."""
     if not 0 < level < 1 or n_resamples < 1:
         raise FewrecError(
             f"level {level} and {n_resamples} resamples; give a level between 0 and 1 and resamples from 1"
         )
-    found: dict[str, Interval] = {}
+    found: dict[Name, Interval] = {}
     for names, known, n_excluded in _by_holes(columns):
         ends = np.quantile(_resampled_means(known, seed, n_resamples), [(1 - level) / 2, (1 + level) / 2], axis=0)
         for name, column, low, high in zip(names, known.T, *ends, strict=True):
@@ -79,19 +81,28 @@ def paired_interval(a: Floats, b: Floats, seed: int, level: float = LEVEL, n_res
     return bootstrap_interval(a - b, seed, level, n_resamples)
 
 
-def difference_interval(a: Floats, b: Floats, seed: int, level: float = LEVEL) -> Interval:
-    """Interval of mean(a) - mean(b) over different people: each group is drawn by itself."""
-    sides = [values[~np.isnan(values)] for values in (a, b)]
-    n_users = sum(map(len, sides))
-    n_excluded = len(a) + len(b) - n_users
-    if not all(map(len, sides)):
-        return Interval(float("nan"), float("nan"), float("nan"), n_users, n_excluded)
-    means = [
-        _resampled_means(side[:, None], seed, N_RESAMPLES, what)
-        for side, what in zip(sides, ("bootstrap", "others"), strict=True)
-    ]
-    low, high = np.quantile(means[0] - means[1], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(sides[0].mean() - sides[1].mean()), float(low), float(high), n_users, n_excluded)
+def difference_intervals(
+    columns: Mapping[Name, Floats],
+    inside: npt.NDArray[np.bool_],
+    seed: int,
+    level: float = LEVEL,
+    n_resamples: int = N_RESAMPLES,
+) -> dict[Name, Interval]:
+    """Interval of the mean of the users `inside` minus that of the others, for columns (n_users,) of the same users.
+
+    They are different people, so each side is drawn by itself.
+    """
+    found: dict[Name, Interval] = {}
+    for names, known, n_excluded in _by_holes(columns):
+        side = inside[~np.isnan(columns[names[0]])]
+        drawn = _resampled_means(known[side], seed, n_resamples)
+        drawn = drawn - _resampled_means(known[~side], seed, n_resamples, "others")
+        ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        both = side.any() and not side.all()
+        values = known[side].mean(axis=0) - known[~side].mean(axis=0) if both else np.full(len(names), np.nan)
+        for name, value, low, high in zip(names, values, *ends, strict=True):
+            found[name] = Interval(float(value), float(low), float(high), len(known), n_excluded)
+    return {name: found[name] for name in columns}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +153,13 @@ def groups_of(user_ids: Sequence[str], n_groups: int = N_GROUPS) -> npt.NDArray[
     return groups
 
 
-def permutation_p(differences: Mapping[str, Floats], seed: int, n_resamples: int = N_RESAMPLES) -> dict[str, float]:
+def permutation_p(differences: Mapping[Name, Floats], seed: int, n_resamples: int = N_RESAMPLES) -> dict[Name, float]:
     """Two-sided p of the paired permutation test: how often the mean is as far from 0 when signs fall by chance.
 
     Columns (n_users,) of the same users; NaN is left out. Exact (all flips) up to 16 users who differ, else Monte Carlo
     with the observed signs counted in, so p is never 0 (Phipson & Smyth 2010, arXiv 1603.05766). NaN without users.
     """
-    found: dict[str, float] = {}
+    found: dict[Name, float] = {}
     for names, known, _ in _by_holes(differences):
         moved = known[(known != 0).any(axis=1)]
         p_values = _sign_flips(moved, seed, n_resamples) if len(known) else np.full(len(names), np.nan)
@@ -179,12 +190,12 @@ def _drawn_flips(n_users: int, seed: int, n_resamples: int) -> Iterator[Floats]:
         yield rng.integers(0, 2, (size, n_users), dtype=np.int8).astype(np.float64)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """p values adjusted for being many (Holm 1979); at most `alpha` below it means: any false claim at most that often.
 
     NaN stays NaN and is not counted.
     """
-    known = sorted((p, name) for name, p in p_values.items() if p == p)
+    known = sorted(((p, name) for name, p in p_values.items() if p == p), key=lambda pair: pair[0])
     adjusted, least = dict(p_values), 0.0
     for place, (p, name) in enumerate(known):
         least = max(least, min(1.0, p * (len(known) - place)))
@@ -214,6 +225,8 @@ def verdict(difference: Interval, smallest: float, p_value: float | None = None,
     A p value, adjusted for all that is compared beside it, must not exceed 0.05 either. `shown` is how `smallest` is
     written, itself by default.
     """
+    if difference.low == difference.high == 0:
+        return "the same for every user"
     certain = p_value is None or p_value <= ALPHA
     if certain and difference.low > 0:
         return "better"
@@ -223,9 +236,9 @@ def verdict(difference: Interval, smallest: float, p_value: float | None = None,
     return f"cannot be told apart (smallest difference that {n} users would show: {shown or f'{smallest:.3g}'})"
 
 
-def _by_holes(columns: Mapping[str, Floats]) -> Iterator[tuple[list[str], Floats, int]]:
+def _by_holes(columns: Mapping[Name, Floats]) -> Iterator[tuple[list[Name], Floats, int]]:
     """Columns that the same users have: names, values (n_users, n_columns) without NaN, how many have none."""
-    together: dict[bytes, list[str]] = {}
+    together: dict[bytes, list[Name]] = {}
     for name, values in columns.items():
         together.setdefault(np.isnan(values).tobytes(), []).append(name)
     for names in together.values():

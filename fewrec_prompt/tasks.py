@@ -22,11 +22,13 @@ from fewrec_prompt.data.dataset import Dataset
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import own_queries, read_queries
 from fewrec_prompt.data.splits import Split, leave_one_out, popularity
+from fewrec_prompt.data.training import all_but_last
 from fewrec_prompt.errors import ArtifactError, TaskError, did_you_mean
 from fewrec_prompt.types import Domain, Item
 from fewrec_prompt.verbalizers import Length
 
 DEFAULT_USERS, DEFAULT_HISTORY, DEFAULT_CANDIDATES = 200, 10, 20
+BASELINES = ("random", "popularity")
 METRICS = ("nDCG@1", "nDCG@5", "nDCG@10", "nDCG@20", "HR@10", "MRR")
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
@@ -86,6 +88,7 @@ class TaskSettings(Settings):
     model: str = "smollm2-135m"
     seed: int = 0
     metrics: Names = METRICS
+    baselines: Annotated[tuple[str, ...], Field(strict=False)] = BASELINES
     data: DataSettings
     rows: Annotated[tuple[RowSettings, ...], Field(min_length=1, strict=False)] = (
         RowSettings(prompt="complete"),
@@ -182,7 +185,8 @@ def _drawn_queries(task: Task, dataset: Dataset, split: Split, candidates: Path 
     found = read_queries(candidates, dataset.items, on_problem=settings.on_problem, n_users=settings.users)
     problems = found.problems | {"empty_titles": dataset.empty_titles}  # the file knows only its own histories
     sources = dict(dataset.sources) | found.sources
-    return replace(found, problems=problems, popularity=popularity(dataset), sources=sources)
+    training = all_but_last(dataset)
+    return replace(found, problems=problems, popularity=popularity(dataset), sources=sources, training=training)
 
 
 def _own_queries(task: Task, split: Split, candidates: Path | None) -> QuerySet:
@@ -202,7 +206,8 @@ def _own_queries(task: Task, split: Split, candidates: Path | None) -> QuerySet:
         return own
     found = own_queries(items, candidates, on_problem=settings.on_problem, n_users=settings.users)
     # How often items were taken is a matter of the task's data, not of which users a candidate file lists.
-    return replace(found, popularity=own.popularity, sources=own.sources | found.sources)
+    sources = own.sources | found.sources
+    return replace(found, popularity=own.popularity, training=own.training, sources=sources)
 
 
 def _dataset(name: str, task: Task, say: Say) -> Dataset:

@@ -1,8 +1,14 @@
-"""Recommenders that ask no language model: the rows that every table needs to be read against.
+"""Recommenders that ask no prompt: the rows that every table needs to be read against.
 
-Each is made from one thing, how often every item was taken, and ranks like any other.
+Each is made from the training part and a seed (`make(training, seed)`), learns there what it needs, and ranks like any
+other: what a query holds is all it is told of a user. A baseline that cannot be had is an error, never a row left out.
+Other packages add theirs through the entry point `fewrec_prompt.baselines`.
 """
 
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from fewrec_prompt.errors import FewrecError, did_you_mean
 from fewrec_prompt.registry import Registry
 
 BASELINES = Registry(
@@ -10,6 +16,19 @@ BASELINES = Registry(
     {
         "random": "fewrec_prompt.baselines.simple:Random",
         "popularity": "fewrec_prompt.baselines.simple:Popularity",
+        "recency": "fewrec_prompt.baselines.simple:recency",
     },
     group="fewrec_prompt.baselines",
 )
+_NEEDS: dict[str, str] = {}
+
+
+def check_baselines(names: Sequence[str]) -> None:
+    """Raises FewrecError for a name that is unknown or given twice, or whose package is not installed."""
+    for place, name in enumerate(names):
+        if name not in BASELINES:
+            raise FewrecError(f"unknown baseline {name!r}; {did_you_mean(name, BASELINES)}")
+        if name in names[:place]:
+            raise FewrecError(f"baseline {name!r} is asked for twice; once is enough")
+        if name in _NEEDS and find_spec(_NEEDS[name]) is None:
+            raise FewrecError(f"baseline {name!r} needs {_NEEDS[name]}: pip install 'fewrec-prompt[baselines]'")

@@ -1,10 +1,14 @@
-"""The two rows that are always printed: chance, and what everybody takes."""
+"""Rows of one number an item, the same for everybody: chance, what everybody takes, what was taken last."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
+from fewrec_prompt.data.training import Training
+from fewrec_prompt.errors import DataError
 from fewrec_prompt.types import Query, Ranking
 
 
@@ -12,7 +16,8 @@ from fewrec_prompt.types import Query, Ranking
 class Random:
     """All candidates alike. Metrics take ties at their expectation, so this row is chance itself, without its noise."""
 
-    popularity: Mapping[str, int]
+    training: Training
+    seed: int
 
     def rank(self, query: Query) -> Ranking:
         return Ranking.from_scores(query, [0.0] * len(query.candidates))
@@ -22,7 +27,29 @@ class Random:
 class Popularity:
     """By how often each item was taken, in interactions that hold none of the answers."""
 
-    popularity: Mapping[str, int]
+    training: Training
+    seed: int
 
     def rank(self, query: Query) -> Ranking:
-        return Ranking.from_scores(query, [float(self.popularity.get(item.id, 0)) for item in query.candidates])
+        return Ranking.from_scores(query, [float(self.training.popularity[item.id]) for item in query.candidates])
+
+
+@dataclass(frozen=True, slots=True)
+class Recency:
+    """By when each item was last taken by anybody; what nobody took comes last."""
+
+    last: Mapping[str, float]  # seconds since 1970
+
+    def rank(self, query: Query) -> Ranking:
+        never = min(self.last.values(), default=0.0) - 1
+        return Ranking.from_scores(query, [self.last.get(item.id, never) for item in query.candidates])
+
+
+def recency(training: Training, _seed: int) -> Recency:
+    """Raises DataError where interactions have no times."""
+    if training.times is None or np.isnan(training.times).all():
+        raise DataError("baseline 'recency' needs the times of interactions, and this data has none; leave it out")
+    last = np.full(len(training.item_ids), -np.inf)
+    np.fmax.at(last, training.codes, training.times)
+    taken = zip(training.item_ids, last.tolist(), strict=True)
+    return Recency({item_id: time for item_id, time in taken if np.isfinite(time)})

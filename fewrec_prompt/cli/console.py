@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,11 +63,18 @@ def print_table(record: Mapping[str, Any]) -> None:
     heads = ["row"]
     for name in names:
         heads += [name, "95 %"] if name == main else [name]
-    lines = [[*heads, "ms/user"], *(_cells(row, names, main) for row in record["rows"])]
+    print_lines([[*heads, "ms/user"], *(_cells(row, names, main) for row in record["rows"])])
+
+
+def print_lines(lines: Sequence[Sequence[str]], *, last_left: bool = False) -> None:
+    """A table: the first column, and the last if it holds sentences, at the left, the others at the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    for first, *others in lines:
-        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        typer.echo("  ".join([f"{first:<{widths[0]}}", *cells]))
+    for line in lines:
+        cells = [f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)]
+        cells[0] = f"{line[0]:<{widths[0]}}"
+        if last_left:
+            cells[-1] = line[-1]
+        typer.echo("  ".join(cells))
 
 
 def _cells(row: Mapping[str, Any], names: list[str], main: str | None) -> list[str]:

@@ -38,6 +38,9 @@ def evaluate(
     ] = "test",
     candidates: Annotated[Path | None, typer.Option(help="candidates.parquet of an earlier run.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="nDCG@10, HR@5, MRR, … or any evaluate metric.")] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="random, popularity, item-knn, …; repeat for more rows.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Embedded model, local folder or Hugging Face id.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, int8 or int4.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.")] = None,
@@ -50,6 +53,7 @@ def evaluate(
     found = tasks.load_task(task)
     options = evaluation.Options(
         rows=row_settings(found, prompt or [], verbalizer or [], calibrate or [], alpha or [], length),
+        baselines=tuple(baseline) if baseline else None,
         metrics=tuple(metric) if metric else None,
         model=model,
         users=users,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fewrec_prompt.data.training import Training
+from fewrec_prompt.errors import DataError
 from fewrec_prompt.types import Query
 
 PROBLEMS = ("missing_target", "duplicate_candidates", "history_repeats", "unknown_ids", "empty_titles")
@@ -15,7 +17,7 @@ PROBLEMS = ("missing_target", "duplicate_candidates", "history_repeats", "unknow
 class QuerySet:
     """Queries to rank, and what is needed to judge the rankings afterwards.
 
-    Recommenders get single queries and the popularity, never this: `qrels` is for the harness alone.
+    Recommenders get single queries and the training part, never this: `qrels` is for the harness alone.
     """
 
     queries: tuple[Query, ...]
@@ -23,6 +25,13 @@ class QuerySet:
     problems: dict[str, int]  # every name of PROBLEMS, most often with 0
     popularity: Mapping[str, int]  # interactions by item id, for every item; no target is counted in it
     sources: dict[str, str]  # sha256 of the files it was made from, by file name
+    training: Training | None = None  # None: whoever made the queries kept nothing to learn from
+
+    def to_learn_from(self) -> Training:
+        """The training part, without anything a user had to do with the own targets; DataError if there is none."""
+        if self.training is None:
+            raise DataError("these queries come without training interactions, from which baselines learn")
+        return self.training.without(self.qrels)
 
 
 def no_problems(empty_titles: int = 0) -> dict[str, int]:

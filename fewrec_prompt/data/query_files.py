@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from fewrec_prompt.data.catalogue import read_catalogue
 from fewrec_prompt.data.queries import QuerySet, no_problems
-from fewrec_prompt.data.tables import Coded, Column, Table, read_table, sources
+from fewrec_prompt.data.tables import Column, Table, read_table, sources
+from fewrec_prompt.data.training import from_pairs
 from fewrec_prompt.errors import DataError
 from fewrec_prompt.types import Interaction, Item, Query
 
@@ -96,9 +95,10 @@ def read_queries(
     problems = Counter(no_problems())
     queries = tuple(_query(row, items, on_problem, problems, n_candidates) for row in used)
     qrels = {row.user_id: frozenset(row.target) for row in used if row.target}
-    counts, files = _counts(rows, interactions)
-    popularity = {item_id: counts[item_id] for item_id in items}
-    return QuerySet(queries, qrels, dict(problems), popularity, sources(table, *files))
+    table_of_others = None if interactions is None else _interactions(interactions)
+    training = from_pairs(items, _pairs(rows, table_of_others))
+    files = [table_of_others] if table_of_others else []
+    return QuerySet(queries, qrels, dict(problems), training.popularity, sources(table, *files), training)
 
 
 def write_queries(path: Path, queries: QuerySet) -> None:
@@ -216,27 +216,21 @@ def _problems(row: _Row, items: Mapping[str, Item]) -> Iterator[_Problem]:
         yield _Problem("missing_target", "candidates", f"the target {missing[0]!r} is not among the candidates")
 
 
-def _counts(rows: Sequence[_Row], interactions: Path | None) -> tuple[Counter[str], list[Table]]:
+def _interactions(path: Path) -> Table:
+    return read_table(path, [Column("user_id", "id", coded=True), Column("item_id", "id", coded=True)])
+
+
+def _pairs(rows: Sequence[_Row], interactions: Table | None) -> Iterator[tuple[str, str]]:
+    """Who took what, from the file of interactions or else the histories; nothing of users with their own targets."""
     if interactions is None:
-        return Counter(item_id for row in rows for item_id in row.history if item_id not in row.target), []
-    table = read_table(interactions, [Column("user_id", "id", coded=True), Column("item_id", "id", coded=True)])
-    users, items = table["user_id"], table["item_id"]
-    kept = ~_with_own_target(users, items, {row.user_id: row.target for row in rows})
-    counts = np.bincount(items.codes[kept], minlength=len(items.values))
-    return Counter(dict(zip(items.values, counts.tolist(), strict=True))), [table]
-
-
-def _with_own_target(users: Coded, items: Coded, targets: Mapping[str, Collection[str]]) -> Any:
-    """Which interactions are of a user with one of the own targets: a mask over the rows."""
-    item_code = {item_id: code for code, item_id in enumerate(items.values)}
-    n_items = len(items.values)
-    pairs = [
-        user * n_items + item_code[item_id]
-        for user, user_id in enumerate(users.values)
-        for item_id in targets.get(user_id, ())
-        if item_id in item_code
-    ]
-    return np.isin(users.codes.astype(np.int64) * n_items + items.codes, np.array(pairs, dtype=np.int64))
+        yield from ((row.user_id, item_id) for row in rows for item_id in row.history if item_id not in row.target)
+        return
+    users, items = interactions["user_id"], interactions["item_id"]
+    targets = {row.user_id: set(row.target) for row in rows}
+    for user, item in zip(users.codes.tolist(), items.codes.tolist(), strict=True):
+        user_id, item_id = users.values[user], items.values[item]
+        if item_id not in targets.get(user_id, ()):
+            yield user_id, item_id
 
 
 def _repeated(ids: Iterable[str]) -> list[str]:

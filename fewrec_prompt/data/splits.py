@@ -13,6 +13,7 @@ import numpy as np
 from fewrec_prompt.data.candidates import with_unseen
 from fewrec_prompt.data.dataset import Dataset
 from fewrec_prompt.data.queries import QuerySet, no_problems
+from fewrec_prompt.data.training import all_but_last
 from fewrec_prompt.errors import DataError
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.types import Query
@@ -46,7 +47,8 @@ def leave_one_out(
         queries.append(Query(user_id, history, with_unseen(dataset, user, target, n_candidates, seed)))
         qrels[user_id] = frozenset({dataset.item_ids[target]})
     problems = no_problems(dataset.empty_titles)
-    return QuerySet(tuple(queries), qrels, problems, popularity(dataset), dict(dataset.sources))
+    training = all_but_last(dataset)
+    return QuerySet(tuple(queries), qrels, problems, popularity(dataset), dict(dataset.sources), training)
 
 
 def split_users(dataset: Dataset, n_users: int | None, seed: int, split: Split) -> list[int]:

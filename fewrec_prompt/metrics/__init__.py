@@ -8,15 +8,17 @@ judging.py and beyond.py the formulae. Importing this package loads numpy and no
 from fewrec_prompt.metrics import beyond, judging, ranking
 from fewrec_prompt.metrics.judging import probabilities
 from fewrec_prompt.metrics.measuring import Measured, check_metrics, measure, measure_all, measure_run
-from fewrec_prompt.metrics.naming import Metric, metric, metric_names, parse_metric, unit_of
+from fewrec_prompt.metrics.naming import Better, Metric, better_of, metric, metric_names, parse_metric, unit_of
 from fewrec_prompt.metrics.users import Shelf, UserScores
 
 FORMULAE = (ranking, judging, beyond)  # importing them fills the table of names
 __all__ = [
+    "Better",
     "Measured",
     "Metric",
     "Shelf",
     "UserScores",
+    "better_of",
     "check_metrics",
     "measure",
     "measure_all",

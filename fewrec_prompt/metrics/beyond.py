@@ -18,7 +18,7 @@ from fewrec_prompt.metrics.users import Shelf, UserScores
 _NEVER = -1e3  # stands for the logarithm of 0: exp of it is 0, and 0 times it is not NaN
 
 
-@metric("novelty", "required", kind="user", unit="bits")
+@metric("novelty", "required", kind="user", unit="bits", better="neither")
 def novelty(user: UserScores, shelf: Shelf, k: int) -> float:
     """Mean self-information of the first k items, in bits (Zhou et al. 2010, arXiv 0808.2670)."""
     chance = chance_in_top(user.scores, k)
@@ -26,7 +26,7 @@ def novelty(user: UserScores, shelf: Shelf, k: int) -> float:
     return float((chance * bits).sum() / chance.sum())
 
 
-@metric("diversity", "required", kind="user")
+@metric("diversity", "required", kind="user", better="neither")
 def diversity(user: UserScores, shelf: Shelf, k: int) -> float:
     """Mean distance between two of the first k items (Ziegler et al. 2005): 1 - Jaccard index of their genres.
 
@@ -60,7 +60,7 @@ def _distances(item_ids: Sequence[str], shelf: Shelf) -> Floats:
     return np.asarray(1 - common / np.maximum(size[:, None] + size - common, 1.0))
 
 
-@metric("position-bias", "none", kind="user")
+@metric("position-bias", "none", kind="user", better="neither")
 def position_bias(user: UserScores, _shelf: Shelf, _k: None) -> float:
     """Spearman correlation of place in the prompt and place in the ranking, from -1 to 1.
 
@@ -76,7 +76,7 @@ def position_bias(user: UserScores, _shelf: Shelf, _k: None) -> float:
     return float((place * shown).sum() / (shown * shown).sum())
 
 
-@metric("coverage", "required", kind="run")
+@metric("coverage", "required", kind="run", better="neither")
 def coverage(users: Sequence[UserScores], shelf: Shelf, groups: Codes, k: int) -> Statistic:
     """Share of the catalogue that stands on the first k places of at least one user (Herlocker et al. 2004)."""
     with np.errstate(divide="ignore"):
@@ -84,7 +84,7 @@ def coverage(users: Sequence[UserScores], shelf: Shelf, groups: Codes, k: int) -
     return lambda weights: float((1 - np.exp(weights @ missed)).sum() / len(shelf.popularity))
 
 
-@metric("Gini", "required", kind="run")
+@metric("Gini", "required", kind="run", better="neither")
 def gini(users: Sequence[UserScores], shelf: Shelf, groups: Codes, k: int) -> Statistic:
     """Gini index of how often each item of the catalogue stands on the first k places, in [0, 1).
 
@@ -99,7 +99,7 @@ def _gini(amounts: Floats) -> float:
     return float(((2 * np.arange(1, n + 1) - n - 1) * np.sort(amounts)).sum() / (n * amounts.sum()))
 
 
-@metric("popularity-lift", "required", kind="run", unit="number")
+@metric("popularity-lift", "required", kind="run", unit="number", better="neither")
 def popularity_lift(users: Sequence[UserScores], shelf: Shelf, groups: Codes, k: int) -> Statistic:
     """How much more popular the first k items are than the users' own histories, as a share of the latter.
 

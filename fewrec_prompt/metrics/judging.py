@@ -13,12 +13,14 @@ A calibration moves scores, and with them these probabilities. Yes is 1/2 or mor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
-from fewrec_prompt.metrics.naming import Codes, Floats, Statistic, metric
+from fewrec_prompt.metrics.naming import Better, Codes, Floats, Statistic, Unit, metric
 from fewrec_prompt.metrics.users import Shelf, UserScores
 
+Judgement: TypeAlias = Callable[[Floats, Floats], Floats]
 N_BINS = 10
 _TINY = float(np.finfo(np.float64).eps)  # what scikit-learn clips probabilities to
 
@@ -33,17 +35,17 @@ def probabilities(kind: str | None, scores: Floats) -> Floats | None:
     return None
 
 
-def _per_user(name: str, unit: str = "share") -> Callable[[Callable[[Floats, Floats], Floats]], None]:
+def _per_user(name: str, unit: Unit = "share", better: Better = "more") -> Callable[[Judgement], None]:
     """Enter the mean over a user's candidates of a function of probability and truth (0 or 1)."""
 
-    def enter(function: Callable[[Floats, Floats], Floats]) -> None:
+    def enter(function: Judgement) -> None:
         def value(user: UserScores, _shelf: Shelf, _k: None) -> float:
             if user.probabilities is None:
                 return float("nan")
             return float(function(user.probabilities, user.relevant.astype(np.float64)).mean())
 
         value.__doc__ = function.__doc__
-        metric(name, "none", kind="user", unit=unit)(value)  # type: ignore[arg-type]  # a literal where it is called
+        metric(name, "none", kind="user", unit=unit, better=better)(value)
 
     return enter
 
@@ -54,14 +56,14 @@ def _accuracy(chance: Floats, truth: Floats) -> Floats:
     return np.asarray((chance >= 0.5) == (truth == 1), dtype=np.float64)
 
 
-@_per_user("log-loss", "nats")
+@_per_user("log-loss", "nats", "less")
 def _log_loss(chance: Floats, truth: Floats) -> Floats:
     """-log of the probability given to what was true, in nats; less is better."""
     given = np.clip(np.where(truth == 1, chance, 1 - chance), _TINY, 1.0)
     return np.asarray(-np.log(given))
 
 
-@_per_user("Brier", "number")
+@_per_user("Brier", "number", "less")
 def _brier(chance: Floats, truth: Floats) -> Floats:
     """Squared distance of probability and truth (Brier 1950); less is better."""
     return (chance - truth) ** 2
@@ -99,7 +101,7 @@ def _f1(counts: Floats) -> float:
     return _share(2 * counts[0], counts[1] + counts[2])
 
 
-@metric("ECE", "none", kind="run")
+@metric("ECE", "none", kind="run", better="less")
 def calibration_error(users: Sequence[UserScores], _shelf: Shelf, groups: Codes, _k: None) -> Statistic:
     """Expected calibration error over ten bins of equal width, of all candidates (Guo et al. 2017, arXiv 1706.04599).
 

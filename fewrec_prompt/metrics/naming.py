@@ -31,6 +31,7 @@ Statistic: TypeAlias = Callable[[Floats], float]
 Function: TypeAlias = Callable[..., Any]
 Depth: TypeAlias = Literal["optional", "required", "none"]
 Kind: TypeAlias = Literal["ranking", "user", "run"]
+Better: TypeAlias = Literal["more", "less", "neither"]
 Unit: TypeAlias = Literal["share", "bits", "nats", "number"]
 
 
@@ -42,6 +43,7 @@ class Entry:
     depth: Depth
     kind: Kind
     unit: Unit
+    better: Better  # neither: it says what comes up, not how good it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,17 @@ _NAME = re.compile(r"([A-Za-z][A-Za-z0-9-]*)(?:@([1-9][0-9]*))?")
 
 
 def metric(
-    name: str, depth: Depth = "optional", *, kind: Kind = "ranking", unit: Unit = "share"
+    name: str,
+    depth: Depth = "optional",
+    *,
+    kind: Kind = "ranking",
+    unit: Unit = "share",
+    better: Better = "more",
 ) -> Callable[[Function], Function]:
     """Enter a function into the table of metrics. `depth` says whether its name takes an @k."""
 
     def enter(function: Function) -> Function:
-        _TABLE[name] = Entry(function, depth, kind, unit)
+        _TABLE[name] = Entry(function, depth, kind, unit, better)
         return function
 
     return enter
@@ -104,6 +111,11 @@ def parse_metric(name: str) -> Metric:
 def unit_of(name: str) -> Unit:
     """What a metric's values are counted in; a foreign one's are taken for shares."""
     return parse_metric(name).entry.unit if is_own_name(name) else "share"
+
+
+def better_of(name: str) -> Better:
+    """Whether more of a metric is better; more of a foreign one is taken to be."""
+    return parse_metric(name).entry.better if is_own_name(name) else "more"
 
 
 def nearest(family: str) -> str:
