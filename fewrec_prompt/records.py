@@ -20,7 +20,17 @@ from fewrec_prompt.scoring import Row, Scored
 from fewrec_prompt.significance import Interval, bootstrap_intervals
 from fewrec_prompt.tasks import Task
 
-LIBRARIES = ("fewrec-prompt", "torch", "transformers", "tokenizers", "bitsandbytes", "jinja2", "numpy", "evaluate")
+LIBRARIES = (
+    "fewrec-prompt",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "bitsandbytes",
+    "jinja2",
+    "numpy",
+    "evaluate",
+    "implicit",
+)
 
 
 def header(task: Task, rows: Sequence[Row], queries: QuerySet, backend: Backend) -> dict[str, Any]:
@@ -86,6 +96,7 @@ def row(scored: Scored, measured: Measured, seed: int) -> dict[str, Any]:
         "n_users": len(scored.rankings),
         "ms_per_user": scored.ms_per_user,
         "metrics": {name: _interval(intervals[name]) for name in measured.names},
+        "about": scored.about,
         "notes": dict(scored.notes or {}),
     }
 

@@ -62,6 +62,7 @@ class Scored:
     ms_per_user: float | None = None  # of all its questions, twins too, whoever else shares them
     notes: Mapping[str, float] | None = None
     kind: Kind | None = None  # of its verbalizer
+    about: str | None = None  # of a baseline: what it is made with, where that was a choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +160,4 @@ def baselines(names: Sequence[str], queries: Sequence[Query], training: Training
     """The rows that ask no prompt, in the order they are named, each trained on the training part."""
     for name in names:
         ranker: Ranker = BASELINES.load(name)(training, seed)
-        yield Scored(name, tuple(ranker.rank(query) for query in queries))
+        yield Scored(name, tuple(map(ranker.rank, queries)), about=getattr(ranker, "about", None))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,13 @@ import pytest
 from test_evaluation import PLAIN, PMI, WordyBackend, run_of, tiny
 from typer.testing import CliRunner
 
-import fewrec_prompt
 from fewrec_prompt import comparison, tasks
 from fewrec_prompt.cli import app
 from fewrec_prompt.comparison import compare
 from fewrec_prompt.errors import RunError
-from fewrec_prompt.evaluation import evaluate
+from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.significance import detectable, permutation_p
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.tasks import RowSettings, load_task
 
 JUDGE = RowSettings(prompt="judge")
 METRICS = ("nDCG@10", "AUC", "coverage@2", "pooled-AUC", "Brier")
@@ -106,7 +107,7 @@ def test_a_folder_without_a_finished_run_is_named(pair: tuple[Path, Path], tmp_p
 
 def test_differences_are_of_the_same_user_and_b_minus_a(pair: tuple[Path, Path]) -> None:
     found = compare(*pair)
-    assert [(one.row_a, one.row_b) for one in found.pairs][0] == ("judge", "judge")
+    assert (found.pairs[0].row_a, found.pairs[0].row_b) == ("judge", "judge")
     assert found.pairs[1].row_a == "complete"
     assert found.pairs[1].row_b.endswith("mine.jinja pmi 0.5")
     ndcg = found.pairs[1].differences[0]
@@ -154,28 +155,21 @@ def ranked_by(place: Any) -> type[WordyBackend]:
 
 
 def test_better_and_worse_are_said_where_they_are_true(ml_100k: Path, tmp_path: Path) -> None:
-    """60 users, once with the target first for most, once ranked blindly. Less is better for Brier."""
-    task = fewrec_prompt.Options(rows=(JUDGE,), users=60, metrics=("nDCG@10", "Brier", "novelty@3")).applied(
-        tasks.load_task("movielens-100k")
-    )
+    """60 users, once with films that were targets far up, once ranked blindly."""
+    task = Options(rows=(JUDGE,), users=60, metrics=("nDCG@10", "novelty@3")).applied(load_task("movielens-100k"))
     found = tasks.load_queries(task)
-    wanted = {
-        item.title for query in found.queries for item in query.candidates if item.id in found.qrels[query.user_id]
-    }
+    wanted = {item.title for one in found.queries for item in one.candidates if item.id in found.qrels[one.user_id]}
 
     def knowing(prompt: str, word: str) -> float:
-        likely = any(title in prompt.rsplit("\n", 4)[-1] + prompt[-300:] for title in wanted)
+        likely = any(title in prompt[-300:] for title in wanted)
         return math.log(0.9 if likely == (word.strip().lower() == "yes") else 0.1)
 
-    evaluate(task, out=tmp_path / "blind", backend=WordyBackend())
-    evaluate(task, out=tmp_path / "knowing", backend=ranked_by(knowing)())
-    verdicts = {
-        one.metric: one.verdict for one in compare(tmp_path / "blind", tmp_path / "knowing").pairs[0].differences
-    }
-    back = {one.metric: one.verdict for one in compare(tmp_path / "knowing", tmp_path / "blind").pairs[0].differences}
-    assert (verdicts["nDCG@10"], back["nDCG@10"]) == ("better", "worse")
-    assert (verdicts["Brier"], back["Brier"]) == ("better", "worse")
-    assert {verdicts["novelty@3"], back["novelty@3"]} != {"better", "worse"}
+    blind, seeing = tmp_path / "blind", tmp_path / "seeing"
+    evaluate(task, out=blind, backend=WordyBackend())
+    evaluate(task, out=seeing, backend=ranked_by(knowing)())
+    assert compare(blind, seeing).pairs[0].differences[0].verdict == "better"
+    assert compare(seeing, blind).pairs[0].differences[0].verdict == "worse"
+    assert compare(seeing, blind).pairs[0].differences[1].verdict not in ("better", "worse")
 
 
 def test_a_metric_of_what_comes_up_is_higher_not_better() -> None:
@@ -204,13 +198,11 @@ def test_users_who_gained_and_lost_come_with_the_places_of_their_targets(pair: t
 
 def test_the_change_of_a_template_and_of_settings_is_shown(pair: tuple[Path, Path]) -> None:
     each = compare(*pair).pairs[1]
-    assert (
-        "-Here is a list of {{ domain.plural }} that one person likes, in the order of their choice:"
-        in each.template_diff
-    )
-    assert (
-        "+Here is a list of {{ domain.plural }} that I have seen, in the order of their choice:" in each.template_diff
-    )
+    changes = [line for line in each.template_diff.splitlines() if line.startswith(("-Here", "+Here"))]
+    assert changes == [
+        "-Here is a list of {{ domain.plural }} that one person likes, in the order of their choice:",
+        "+Here is a list of {{ domain.plural }} that I have seen, in the order of their choice:",
+    ]
     changed = {what: (before, now) for what, before, now in each.changed}
     assert changed["calibration"] == ("none", "pmi")
     assert changed["alpha"] == (None, 0.5)
@@ -221,7 +213,7 @@ def test_the_change_of_a_template_and_of_settings_is_shown(pair: tuple[Path, Pat
 def test_rows_can_be_named_also_of_one_run(pair: tuple[Path, Path]) -> None:
     (each,) = compare(pair[0], pair[0], rows=["popularity = complete"]).pairs
     assert (each.row_a, each.row_b, each.ms_a) == ("popularity", "complete", None)
-    with pytest.raises(RunError, match="no row 'complet'.*Did you mean 'complete'"):
+    with pytest.raises(RunError, match=r"no row 'complet'.*Did you mean 'complete'"):
         compare(*pair, rows=["complet"])
 
 
@@ -268,11 +260,8 @@ def test_the_printed_comparison_names_runs_users_and_cost(pair: tuple[Path, Path
     assert "changed  calibration: none → pmi" in said
 
 
-def test_comparing_needs_no_model(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, fewrec_prompt.comparison; sys.exit(', '.join({'torch', 'transformers'} & set(sys.modules)) or None)"
+def test_comparing_needs_no_model() -> None:
+    code = "import sys, fewrec_prompt.comparison; sys.exit(', '.join({'torch', 'evaluate'} & set(sys.modules)) or None)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stderr) == (0, "")
 

@@ -17,10 +17,16 @@ BASELINES = Registry(
         "random": "fewrec_prompt.baselines.simple:Random",
         "popularity": "fewrec_prompt.baselines.simple:Popularity",
         "recency": "fewrec_prompt.baselines.simple:recency",
+        "last-bm25": "fewrec_prompt.baselines.last_item:bm25",
+        "last-embedding": "fewrec_prompt.baselines.last_item:embedding",
+        "item-knn": "fewrec_prompt.baselines.item_knn:item_knn",
+        "als": "fewrec_prompt.baselines.factors:als",
+        "bpr": "fewrec_prompt.baselines.factors:bpr",
+        "sasrec": "fewrec_prompt.baselines.sasrec:sasrec",
     },
     group="fewrec_prompt.baselines",
 )
-_NEEDS: dict[str, str] = {}
+_NEEDS = {"als": "implicit", "bpr": "implicit"}
 
 
 def check_baselines(names: Sequence[str]) -> None:

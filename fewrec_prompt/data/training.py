@@ -32,6 +32,9 @@ class Training:
     codes: Codes  # (n,) positions in item_ids
     times: Floats | None = None  # (n,) seconds since 1970
     people: Mapping[str, Fields] = field(default_factory=dict)  # what is known of users, by id
+    tested: frozenset[str] = (
+        frozenset()
+    )  # users under test: known by what they took before, never to choose anything by
 
     def __eq__(self, other: object) -> bool:
         """The same interactions of the same catalogue."""
@@ -63,7 +66,7 @@ class Training:
         return dict(zip(self.user_ids, np.diff(self.starts).tolist(), strict=True))
 
     def without(self, targets: Mapping[str, Collection[str]]) -> Training:
-        """The same without the interactions of these users with these items (ids by user id)."""
+        """The same without the interactions of these users, who are under test, with these items (ids by user id)."""
         user_place = {user_id: place for place, user_id in enumerate(self.user_ids)}
         pairs = [
             user_place[user_id] * len(self.item_ids) + self.place[item_id]
@@ -72,7 +75,8 @@ class Training:
             if user_id in user_place and item_id in self.place
         ]
         taken = self.users.astype(np.int64) * len(self.item_ids) + self.codes
-        return self._kept(~np.isin(taken, np.array(pairs, dtype=np.int64)))
+        kept = self._kept(~np.isin(taken, np.array(pairs, dtype=np.int64)))
+        return replace(kept, tested=frozenset(targets))
 
     def _kept(self, kept: npt.NDArray[np.bool_]) -> Training:
         times = None if self.times is None else self.times[kept]
