@@ -132,12 +132,16 @@ def evaluate(
     if out is None and (record := finished(folder)):
         say(f"{folder} holds this very run (same data, model, templates and settings); give --out to run it anew")
         return Run(folder, record)
+    scored = _baselines(task, queries)  # before the model has worked for hours: one that cannot be had is an error
     with run_store(folder, header) as store:
         scoring.score(jobs, queries.queries, store, progress)
-        training = queries.to_learn_from()
-        scored = [*scoring.baselines(task.settings.baselines, queries.queries, training, task.settings.seed)]
         scored += [scoring.read(row, queries.queries, store) for row in rows]
         return _finish(task, scored, queries, store)
+
+
+def _baselines(task: Task, queries: QuerySet) -> list[Scored]:
+    names, seed = task.settings.baselines, task.settings.seed
+    return list(scoring.baselines(names, queries.queries, queries.to_learn_from(), seed)) if names else []
 
 
 def _load(task: Task, options: Options, say: Say) -> Backend:
@@ -205,6 +209,8 @@ def _finish(task: Task, scored: Sequence[Scored], queries: QuerySet, store: RunS
     parquet_files.write(store.folder / "measurements.parquet", records.measurement_columns(scored, measured, judged))
     if any(one.of_run for one in measured.values()):
         parquet_files.write(store.folder / "groups.parquet", records.group_columns(measured))
+    if columns := records.slice_columns(measured, queries, task.settings.seed):
+        parquet_files.write(store.folder / "slices.parquet", columns)
     report.write(store.folder / "report.html", record)
     store.finish(record)
     return Run(store.folder, record)

@@ -18,6 +18,7 @@ from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.metrics import Measured
 from fewrec_prompt.scoring import Row, Scored
 from fewrec_prompt.significance import Interval, bootstrap_intervals
+from fewrec_prompt.slices import attributes, slices
 from fewrec_prompt.tasks import Task
 
 LIBRARIES = (
@@ -143,6 +144,13 @@ def group_columns(measured: Mapping[str, Measured]) -> dict[str, list[Any]]:
         for group, value in enumerate(of_run.left_out)
     ]
     return _columns(("row", "group", "metric", "value_without"), places)
+
+
+def slice_columns(measured: Mapping[str, Measured], queries: QuerySet, seed: int) -> dict[str, list[Any]]:
+    """Every row and metric for every group of users: the columns of slices.parquet (see slices.py)."""
+    values = {(row, name): column for row, one in measured.items() for name, column in one.per_user.items()}
+    found = [one.to_dict() for one in slices(values, attributes(queries), seed)] if values else []
+    return {name: [one[name] for one in found] for name in found[0]} if found else {}
 
 
 def _columns(names: Sequence[str], places: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:

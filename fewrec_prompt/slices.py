@@ -79,23 +79,25 @@ def _natural(word: str) -> tuple[float, str]:
     return (float(digits), word) if digits.replace(".", "", 1).isdigit() else (0.0, word)
 
 
-def attributes(queries: QuerySet, users: Mapping[str, Sequence[tuple[str, Any]]] | None = None) -> dict[str, Attribute]:
-    """What is known of each user who has an answer, in their order; of `users` the fields of people, by user id.
+def attributes(queries: QuerySet) -> dict[str, Attribute]:
+    """What is known of each user who has an answer, in the order of the queries.
 
-    history length, activity and target popularity are in thirds of these users; a target is cold if fewer than COLD
-    interactions know it. Fields of people are named user.<field>, of targets target.<field>; numbers come in thirds,
-    and a field with more than 12 words is left out.
+    history length, activity (training interactions) and target popularity are in thirds of these users; a target is
+    cold if fewer than COLD interactions know it. Fields of people are named user.<field>, of targets target.<field>
+    (such as a provider); numbers come in thirds, and a field with more than MAX_GROUPS words is left out.
     """
     judged = [query for query in queries.queries if queries.qrels.get(query.user_id)]
+    learned = queries.training
     counts = [_target_count(query, queries) for query in judged]
-    people = [dict((users or {}).get(query.user_id, ())) for query in judged]
-    targets = [_target_fields(query, queries) for query in judged]
+    people = [dict(learned.people.get(query.user_id, ())) if learned else {} for query in judged]
+    activity = [learned.activity.get(query.user_id, 0) if learned else np.nan for query in judged]
     return {
         "history length": thirds([float(len(query.history)) for query in judged]),
+        "activity": thirds(activity),
         "target popularity": thirds(counts),
         "target": ["cold" if count < COLD else "warm" for count in counts],
         **_fields("user", people),
-        **_fields("target", targets),
+        **_fields("target", [_target_fields(query, queries) for query in judged]),
     }
 
 
@@ -133,6 +135,9 @@ def _words(values: Sequence[Any]) -> Attribute:
 
 
 def _number(value: Any) -> float | None:
+    """The number that the value is; 007 and postal codes are none."""
+    if isinstance(value, str) and value[:1] == "0" and value[1:].isdigit():
+        return None
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -21,7 +21,9 @@ def embed(texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], str]:
     nothing. Nothing is asked of a hub: the encoder is used if its cache has it. Raises AssetError, ModelError.
     """
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     name = ENCODER if _is_cached(ENCODER) else FALLBACK
     folder = locate(name).folder
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False).eval()
