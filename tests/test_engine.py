@@ -10,7 +10,8 @@ from _tiny import FAMILIES, GROUPED, TITLES, chat, model, plain, tokenizer
 
 from fewrec_prompt.backends import engine
 from fewrec_prompt.backends.causal import CausalBackend
-from fewrec_prompt.backends.engine import packed_logprobs, plain_logprobs
+from fewrec_prompt.backends.attention import NAME as TREE
+from fewrec_prompt.backends.engine import Engine
 from fewrec_prompt.backends.plan import TokenSequence, Tree, plan
 from fewrec_prompt.backends.precision import NumericMode
 from fewrec_prompt.backends.probe import PROBE, small_copy, why_not_packed
@@ -18,7 +19,7 @@ from fewrec_prompt.errors import NumericError
 
 MODE = NumericMode(precision="fp32", reason="a test", device="cpu")
 EVERY_FAMILY = pytest.mark.parametrize("family", sorted(FAMILIES))
-EVERY_ATTENTION = pytest.mark.parametrize("attention", ["eager", "sdpa"])
+EVERY_ATTENTION = pytest.mark.parametrize("attention", ["eager", "sdpa", TREE])
 
 
 def forest(rng: np.random.Generator) -> list[TokenSequence]:
@@ -37,7 +38,7 @@ def forest(rng: np.random.Generator) -> list[TokenSequence]:
 def gap(made, sequences) -> float:
     """Largest difference in nats between the two ways to score."""
     with torch.inference_mode():
-        pairs = zip(packed_logprobs(made, sequences), plain_logprobs(made, sequences), strict=True)
+        pairs = zip(Engine(made).logprobs(sequences), Engine(made, "plain").logprobs(sequences), strict=True)
         return max(float((one - other).abs().max()) for one, other in pairs)
 
 
