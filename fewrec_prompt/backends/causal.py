@@ -50,7 +50,7 @@ class CausalBackend:
         return max(len(sequence.ids) for sequence in self.tokens.encode(question))
 
     def n_computed(self, questions: Sequence[Question]) -> int:
-        """Tokens that answering these questions together computes."""
+        """Tokens that answering these questions together computes, as long as nothing of them is kept."""
         planned = plan([sequence for question in questions for sequence in self.tokens.encode(question)])
         return planned.n_naive if self.mode.layout == "plain" else planned.n_computed
 

@@ -120,7 +120,7 @@ def plan(sequences: Sequence[TokenSequence], max_tree: int = MAX_TREE, *, keep: 
 def _families(sequences: Sequence[TokenSequence]) -> Iterator[list[int]]:
     """Places of sequences that begin alike, in the order of their tokens."""
     family: list[int] = []
-    for index in sorted(range(len(sequences)), key=lambda place: sequences[place].ids):
+    for index in sorted(range(len(sequences)), key=lambda place: _place(sequences[place])):
         sequence = sequences[index]
         if family and 2 * shared_length(sequences[family[0]].ids, sequence.ids) < sequence.scored_from:
             yield family
@@ -128,6 +128,10 @@ def _families(sequences: Sequence[TokenSequence]) -> Iterator[list[int]]:
         family.append(index)
     if family:
         yield family
+
+
+def _place(sequence: TokenSequence) -> tuple[tuple[int, ...], int, int]:
+    return sequence.ids, sequence.scored_from, sequence.n_shared
 
 
 def split(sequences: Sequence[TokenSequence], family: Sequence[int], max_tree: int, *, keep: bool = True) -> list[Tree]:
