@@ -162,7 +162,9 @@ def rough_softmax(monkeypatch):
 
 def boolean_mask(monkeypatch):
     real = Engine._mask
-    monkeypatch.setattr(Engine, "_mask", lambda self, packed: mask if (mask := real(self, packed)) is None else mask == 0)
+    monkeypatch.setattr(
+        Engine, "_mask", lambda self, packed: mask if (mask := real(self, packed)) is None else mask == 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,9 @@ class Engine:
             torch.cuda.empty_cache()
         n_sequences, area = sum(len(tree.reads) for tree in taken), _area(taken)
         if n_sequences == 1:
-            raise BudgetError(f"{area} tokens do not fit the memory; use a shorter history or a smaller model") from error
+            raise BudgetError(
+                f"{area} tokens do not fit the memory; use a shorter history or a smaller model"
+            ) from error
         if self.unit == "canonical":
             raise BudgetError(
                 f"{area} tokens in one canonical unit do not fit the memory; --unit throughput splits them"

@@ -18,7 +18,9 @@ from fewrec_prompt.backends.head import token_logprobs
 from fewrec_prompt.backends.plan import TokenSequence
 
 
-def expanded_logprobs(body: Body, sequences: Sequence[TokenSequence], n_stem: int, budget: int) -> Iterator[torch.Tensor]:
+def expanded_logprobs(
+    body: Body, sequences: Sequence[TokenSequence], n_stem: int, budget: int
+) -> Iterator[torch.Tensor]:
     """Log-probabilities of each sequence; all share their first `n_stem` tokens, at least one and none of them scored.
 
     A pass has as many rows as the budget (tokens, those of the cache counted) holds.

@@ -46,7 +46,9 @@ def _logprobs(model: Any, states: torch.Tensor, place: torch.Tensor, targets: to
         asked = ((targets >= first) & (targets < end)).nonzero()[:, 0]
         arguments = (model, apply, states, place[asked], targets[asked] - first)
         # With gradients the logits of a slice are made again in the backward pass instead of kept.
-        found, norm = checkpoint(_read, *arguments, use_reentrant=False) if torch.is_grad_enabled() else _read(*arguments)
+        found, norm = (
+            checkpoint(_read, *arguments, use_reentrant=False) if torch.is_grad_enabled() else _read(*arguments)
+        )
         wanted = wanted.index_put((asked,), found)
         norms.append(norm)
     return wanted - torch.stack(norms).logsumexp(0)[place]

@@ -28,9 +28,7 @@ class SoftTokens:
         n = len(self.vectors)
         virtual = tuple(range(-1, -n - 1, -1))
         shared = n + sequence.n_shared
-        return replace(
-            sequence, ids=virtual + sequence.ids, scored_from=n + sequence.scored_from, n_shared=shared
-        )
+        return replace(sequence, ids=virtual + sequence.ids, scored_from=n + sequence.scored_from, n_shared=shared)
 
     def embed(self, ids: torch.Tensor, embeddings: torch.nn.Module) -> torch.Tensor:
         """Vectors (…, width) of ids, virtual ones among them."""
