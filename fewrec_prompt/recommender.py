@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
-from os.path import commonprefix
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from fewrec_prompt import templates, verbalizers
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import BACKENDS, Backend
+from fewrec_prompt.backends.plan import shared_length
 from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.catalogue import Rule
 from fewrec_prompt.errors import BudgetError, DataError, TemplateError, VerbalizerError
@@ -62,7 +62,7 @@ class Render:
     def __call__(self, query: Query, *, item: Item | None = None, labels: Sequence[str] = ()) -> Prompt:
         prompt = self.template.render(query, self.domain, item=item, labels=labels)
         little = replace(query, history=query.history[-1:], candidates=query.candidates[:1])
-        return replace(prompt, n_shared=len(commonprefix([prompt.text, _of_others(self, little, labels[:1])])))
+        return replace(prompt, n_shared=shared_length(prompt.text, _of_others(self, little, labels[:1])))
 
 
 @lru_cache(maxsize=8)

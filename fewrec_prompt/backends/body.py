@@ -50,10 +50,9 @@ class Body:
     def logits(self, ids: np.ndarray) -> torch.Tensor:
         """Logits (n_rows, n_columns, n_words) in fp32, as transformers computes them."""
         cache = self.learned.cache(len(ids)) if self.learned else None
-        logits: torch.Tensor = self.model(
-            **self._inputs(ids), past_key_values=cache, use_cache=cache is not None
-        ).logits
-        return logits.float()
+        output = self.model(**self._inputs(ids), past_key_values=cache, use_cache=cache is not None)
+        logits: torch.Tensor = output.logits.float()
+        return logits
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
         """On the model's device."""

@@ -87,7 +87,7 @@ class Engine:
         return rows
 
     def _first(self, trees: Sequence[Tree]) -> list[Tree]:
-        """The first trees that fill a pass: one in a canonical unit, as many as the budget holds in a throughput unit."""
+        """The first trees, for one pass: one in a canonical unit, as many as the budget holds in a throughput unit."""
         n = 1
         if self.unit == "throughput":
             while n < len(trees) and trees[n].kept == trees[0].kept and _area(trees[: n + 1]) <= self.token_budget:
@@ -127,7 +127,7 @@ class Engine:
         nodes, targets = self._body.tensor(packed.nodes), self._body.tensor(packed.targets)
         scored = token_logprobs(self._body.model, hidden.flatten(0, 1), nodes, targets)
         indices, lengths = zip(*packed.reads, strict=True)
-        return dict(zip(indices, torch.split(scored, lengths), strict=True))
+        return dict(zip(indices, torch.split(scored, list(lengths)), strict=True))
 
     def _mask(self, packed: Rectangle) -> torch.Tensor | None:
         """Additive; of the branches alone where the attention knows stems. None for a lone chain, causal by itself."""

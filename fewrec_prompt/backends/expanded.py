@@ -1,5 +1,5 @@
-"""The fallback for models that take no tree mask (sliding windows, recurrent layers): a shared beginning once, its cache
-repeated for a padded batch of what follows.
+"""The fallback for models that take no tree mask, such as those with sliding windows: a shared beginning once, its
+cache repeated for a padded batch of what follows.
 
 What follows is padded on the right, so nothing real ever sees it, whatever the layers are.
 """

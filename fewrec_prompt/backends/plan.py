@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ class Tree:
         return 1 + min(branching, default=len(self.tokens) - 1)
 
     def visible(self, first: int = 0) -> np.ndarray:
-        """Boolean (n − first, n − first): may token i see token j, both from `first` on? Only its ancestors and itself."""
+        """Boolean (n − first, n − first), of the tokens from `first` on: a token sees its ancestors and itself."""
         n = len(self.tokens) - first
         seen = np.zeros((n, n), dtype=bool)
         for node, parent in enumerate(self.parents[first:]):
@@ -161,8 +162,8 @@ def _worth_keeping(n_tokens: int, keep: bool) -> int:
     return n_tokens if keep and n_tokens >= MIN_KEPT else 0
 
 
-def shared_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Tokens that both begin with."""
+def shared_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Tokens, or characters, that both begin with."""
     for depth, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return depth

@@ -25,7 +25,7 @@ WIDE = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediat
 def choose_layout(model: Any) -> tuple[str, str | None]:
     """The best layout this model takes, and why it is not the packed one.
 
-    Where the model runs torch's fused attention and gives the same answers with attention that knows trees, that is set.
+    Where the model runs torch's fused attention and answers the same with attention that knows trees, it gets that.
     """
     if model.config._attn_implementation == "sdpa" and why_not_packed(model, attention.NAME) is None:
         model.set_attn_implementation(attention.NAME)
