@@ -352,6 +352,25 @@ def test_gradients_reach_learned_keys_and_values():
     assert all(states.grad.abs().max() > 0 for pair in layers for states in pair)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa", TREE])
+def test_adapters_inside_a_model_are_scored_and_trained_like_its_own_weights(attention):
+    from peft import LoraConfig, get_peft_model
+
+    sequences = crowd(2)
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    adapted = get_peft_model(model(attention=attention), adapter).get_base_model().eval()
+
+    with torch.inference_mode():
+        packed = Engine(adapted, unit="throughput").logprobs(sequences)
+        assert distance(packed, Engine(adapted, "plain").logprobs(sequences)) < 1e-4
+        assert distance(packed, Engine(model(attention=attention)).logprobs(sequences)) > 0.01
+    sum(row.sum() for row in Engine(adapted).logprobs(sequences)).backward()
+    learned = {name: weights for name, weights in adapted.named_parameters() if weights.requires_grad}
+    assert all("lora" in name for name in learned)
+    assert all(weights.grad.abs().max() > 0 for weights in learned.values())
+
+
 def test_layers_that_are_computed_again_for_a_backward_pass_see_the_same_tree():
     """Gradient checkpointing calls attention outside of our own call; the mask still says what the pass is."""
     gradients = []
