@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -17,9 +18,10 @@ import numpy as np
 from fewrec_prompt import templates, verbalizers
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import BACKENDS, Backend
+from fewrec_prompt.backends.plan import shared_length
 from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.catalogue import Rule
-from fewrec_prompt.errors import BudgetError, DataError, VerbalizerError
+from fewrec_prompt.errors import BudgetError, DataError, TemplateError, VerbalizerError
 from fewrec_prompt.templates import Template
 from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Domain, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
@@ -28,6 +30,9 @@ from fewrec_prompt.verbalizers import Length, Verbalizer
 NEUTRAL, UNCALIBRATED = Domain(), Calibration()
 LABEL_MASS = 1e-6  # a model that gives all labels together less than this is answering something else
 
+
+Asked: TypeAlias = tuple[tuple[TokenLogprobs, ...], int]
+"""What a model answered to a query's own questions, and how many history items fitted."""
 
 Chosen: TypeAlias = tuple[Template, verbalizers.AnyVerbalizer, Calibration]
 """How a row asks and reads: what `choose` makes of names."""
@@ -55,7 +60,23 @@ class Render:
         return self.template.front.end
 
     def __call__(self, query: Query, *, item: Item | None = None, labels: Sequence[str] = ()) -> Prompt:
-        return self.template.render(query, self.domain, item=item, labels=labels)
+        prompt = self.template.render(query, self.domain, item=item, labels=labels)
+        little = replace(query, history=query.history[-1:], candidates=query.candidates[:1])
+        return replace(prompt, n_shared=shared_length(prompt.text, _of_others(self, little, labels[:1])))
+
+
+@lru_cache(maxsize=8)
+def _of_others(render: Render, query: Query, labels: Sequence[str]) -> str:
+    """What the template says of another title: how far a prompt agrees with it, all prompts of the template agree."""
+    if not query.candidates:
+        return ""
+    stranger = replace(query.candidates[0], title="\N{CURRENCY SIGN}" + query.candidates[0].title)
+    history = tuple(replace(taken, item=stranger) for taken in query.history)
+    other = replace(query, history=history, candidates=(stranger,))
+    try:
+        return render.template.render(other, render.domain, item=stranger, labels=labels).text
+    except TemplateError:  # a template that needs more than such a query has shares nothing
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +185,32 @@ class Recommender:
         asked, n_history = self.ask(query)
         return Answers(asked, self.ask_twin(query) if self.calibration.needs_twin else (), n_history)
 
-    def ask(self, query: Query) -> tuple[tuple[TokenLogprobs, ...], int]:
-        """Log-probabilities of the query's own questions (one unit), and how many history items fitted."""
-        fitted, questions = self._fit(query)
-        logged = tuple(self.backend.logprobs(questions))
-        self._check_label_mass(questions, logged)
-        return logged, len(fitted.history)
+    def ask(self, query: Query) -> Asked:
+        """Log-probabilities of the query's own questions, and how many history items fitted."""
+        (asked,) = self.ask_all([query])
+        return asked
+
+    def ask_all(self, queries: Sequence[Query]) -> list[Asked]:
+        """The same for several users as one unit of computation."""
+        fitted, groups = zip(*(self._fit(query) for query in queries), strict=True)
+        logged = self._answered(groups)
+        for questions, rows in zip(groups, logged, strict=True):
+            self._check_label_mass(questions, rows)
+        return [(rows, len(query.history)) for query, rows in zip(fitted, logged, strict=True)]
 
     def ask_twin(self, query: Query) -> tuple[TokenLogprobs, ...]:
         """Log-probabilities of the same questions without history: a unit of its own, the same whoever asks."""
-        return tuple(self.backend.logprobs(self._ask(twin(query))))
+        (asked,) = self.ask_twins([query])
+        return asked
+
+    def ask_twins(self, queries: Sequence[Query]) -> list[tuple[TokenLogprobs, ...]]:
+        """The twins of several users as one unit of computation."""
+        return self._answered([self._ask(twin(query)) for query in queries])
+
+    def _answered(self, groups: Sequence[list[Question]]) -> list[tuple[TokenLogprobs, ...]]:
+        """The answers to each group of questions, all asked together."""
+        answers = iter(self.backend.logprobs([question for group in groups for question in group]))
+        return [tuple(islice(answers, len(group))) for group in groups]
 
     def scores(self, answers: Answers) -> Any:
         """Scores (n_candidates,) in the order of the query's candidates; higher is better."""

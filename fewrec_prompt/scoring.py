@@ -75,13 +75,15 @@ class Job:
     twins: bool
     cost: float
 
-    def run(self, query: Query) -> Unit:
+    def run(self, queries: Sequence[Query]) -> list[Unit]:
+        """What the model answers to these users, asked together; the time is shared out evenly."""
         start = time.perf_counter()
         if self.twins:
-            logprobs, n_history = self.recommender.ask_twin(query), 0
+            answers = [(logprobs, 0) for logprobs in self.recommender.ask_twins(queries)]
         else:
-            logprobs, n_history = self.recommender.ask(query)
-        return Unit(logprobs, n_history, 1000 * (time.perf_counter() - start))
+            answers = self.recommender.ask_all(queries)
+        ms = 1000 * (time.perf_counter() - start) / len(queries)
+        return [Unit(logprobs, n_history, ms) for logprobs, n_history in answers]
 
 
 def rehearse(parts: Sequence[Chosen], domain: Domain, queries: Sequence[Query]) -> None:
@@ -120,15 +122,28 @@ def _job(row: Row, key: str, queries: Sequence[Query], *, twins: bool, sample: i
 
 
 def score(jobs: Sequence[Job], queries: Sequence[Query], store: RunStore, progress: Progress = silent) -> None:
-    """Ask everything that is not in the store yet, one user's questions a unit."""
+    """Ask everything that is not in the store yet.
+
+    Who is asked together follows from the order of the queries alone, so an interrupted run asks the same again.
+    """
     total, done = sum(job.cost for job in jobs) * len(queries), 0.0
     for job in jobs:
-        for query in queries:
-            if store.get(job.key, query.user_id) is None:
-                store.put(job.key, query.user_id, job.run(query))
-            done += job.cost
+        size = job.recommender.backend.mode.users_per_unit
+        for begin in range(0, len(queries), size):
+            together = queries[begin : begin + size]
+            _ask(job, together, store)
+            done += job.cost * len(together)
             progress(job.name, done, total)
     store.commit()
+
+
+def _ask(job: Job, queries: Sequence[Query], store: RunStore) -> None:
+    """Ask these users together, unless every one of them has answers already."""
+    lacking = [store.get(job.key, query.user_id) is None for query in queries]
+    if any(lacking):
+        for query, unit, lacks in zip(queries, job.run(queries), lacking, strict=True):
+            if lacks:
+                store.put(job.key, query.user_id, unit)
 
 
 def read(row: Row, queries: Sequence[Query], store: RunStore) -> Scored:

@@ -82,11 +82,29 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads before it answers. `answer_prefix` is the beginning of the answer, put in its mouth."""
+    """What the model reads before it answers. `answer_prefix` is the beginning of the answer, put in its mouth.
+
+    `n_shared` characters at the front of the messages are the same for every query of this template and domain.
+    """
 
     messages: tuple[Message, ...]
     answer_prefix: str
     template: TemplateRef
+    n_shared: int = 0
+
+    @property
+    def text(self) -> str:
+        """Everything in the messages, without marks of turns."""
+        return "".join(message.text for message in self.messages)
+
+    @property
+    def shared_messages(self) -> tuple[Message, ...]:
+        """The messages, cut after the characters that are the same for every query."""
+        left, cut = self.n_shared, []
+        for message in self.messages:
+            cut.append(Message(message.role, message.text[:left]))
+            left = max(0, left - len(message.text))
+        return tuple(cut)
 
     def __str__(self) -> str:
         """The text as a person would read it, chat turns marked."""

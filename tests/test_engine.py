@@ -8,17 +8,20 @@ import pytest
 import torch
 from _tiny import FAMILIES, GROUPED, TITLES, chat, model, plain, tokenizer
 
-from fewrec_prompt.backends import engine
+from fewrec_prompt.backends import engine, head
+from fewrec_prompt.backends.attention import NAME as TREE
+from fewrec_prompt.backends.body import Body
 from fewrec_prompt.backends.causal import CausalBackend
-from fewrec_prompt.backends.engine import packed_logprobs, plain_logprobs
+from fewrec_prompt.backends.engine import Engine
 from fewrec_prompt.backends.plan import TokenSequence, Tree, plan
 from fewrec_prompt.backends.precision import NumericMode
-from fewrec_prompt.backends.probe import PROBE, small_copy, why_not_packed
-from fewrec_prompt.errors import NumericError
+from fewrec_prompt.backends.prefix import Kept, KeyValues, SoftTokens
+from fewrec_prompt.backends.probe import PROBE, choose_layout, small_copy, why_not_packed
+from fewrec_prompt.errors import BudgetError, NumericError
 
 MODE = NumericMode(precision="fp32", reason="a test", device="cpu")
 EVERY_FAMILY = pytest.mark.parametrize("family", sorted(FAMILIES))
-EVERY_ATTENTION = pytest.mark.parametrize("attention", ["eager", "sdpa"])
+EVERY_ATTENTION = pytest.mark.parametrize("attention", ["eager", "sdpa", TREE])
 
 
 def forest(rng: np.random.Generator) -> list[TokenSequence]:
@@ -37,7 +40,7 @@ def forest(rng: np.random.Generator) -> list[TokenSequence]:
 def gap(made, sequences) -> float:
     """Largest difference in nats between the two ways to score."""
     with torch.inference_mode():
-        pairs = zip(packed_logprobs(made, sequences), plain_logprobs(made, sequences), strict=True)
+        pairs = zip(Engine(made).logprobs(sequences), Engine(made, "plain").logprobs(sequences), strict=True)
         return max(float((one - other).abs().max()) for one, other in pairs)
 
 
@@ -74,8 +77,8 @@ def test_a_tree_may_be_larger_than_the_context_window_that_each_of_its_sequences
 
 def test_a_sequence_longer_than_any_tree_is_scored_without_a_mask_of_its_square(monkeypatch):
     sequences = [TokenSequence((*range(2, 62), n, 3), 60) for n in (70, 71)]
-    monkeypatch.setattr(engine, "plan", lambda asked: plan(asked, max_tree=20))
-    monkeypatch.setattr(engine, "_float_mask", lambda *_: pytest.fail("a mask was made"))
+    monkeypatch.setattr(engine, "plan", lambda asked, **given: plan(asked, max_tree=20, keep=False))
+    monkeypatch.setattr(torch.Tensor, "masked_fill_", lambda *_: pytest.fail("a mask was made"))
 
     assert gap(model(), sequences) < 1e-4
 
@@ -90,86 +93,100 @@ def test_the_probe_finds_that_these_families_can_be_packed(family, attention):
 
 
 def no_mask(monkeypatch):
-    """Every token sees all before it in the pass, those of other candidates too."""
-    monkeypatch.setattr(Tree, "visible", lambda tree: np.tri(len(tree.tokens), dtype=bool))
+    """Every branch token sees all before it in the pass, those of other candidates too."""
+    monkeypatch.setattr(Tree, "visible", lambda tree, first=0: np.tri(len(tree.tokens) - first, dtype=bool))
+
+
+def laid_out_wrongly(monkeypatch, change):
+    real = engine.lay_out
+    monkeypatch.setattr(engine, "lay_out", lambda *given: change(real(*given)))
 
 
 def no_positions(monkeypatch):
     """Tokens are counted through the pass, not along their own sequence."""
-    real = engine._tree_logprobs
-
-    def counted(made, tree):
-        return real(made, replace(tree, depths=list(range(len(tree.tokens)))))
-
-    monkeypatch.setattr(engine, "_tree_logprobs", counted)
+    counted = lambda packed: np.broadcast_to(np.arange(packed.ids.shape[1]), packed.ids.shape).copy()  # noqa: E731
+    laid_out_wrongly(monkeypatch, lambda packed: replace(packed, positions=counted(packed)))
 
 
 def off_by_one(monkeypatch):
-    real = engine._read
-
-    def shifted(made, hidden, pairs):
-        return real(made, hidden, [(max(node - 1, 0), token) for node, token in pairs])
-
-    monkeypatch.setattr(engine, "_read", shifted)
+    laid_out_wrongly(monkeypatch, lambda packed: replace(packed, nodes=np.maximum(packed.nodes - 1, 0)))
 
 
 def double_bos(monkeypatch):
     real = engine.plan
 
-    def twice(sequences):
-        return real([TokenSequence((one.ids[0], *one.ids), one.scored_from + 1) for one in sequences])
+    def twice(sequences, **given):
+        return real([TokenSequence((one.ids[0], *one.ids), one.scored_from + 1) for one in sequences], **given)
 
     monkeypatch.setattr(engine, "plan", twice)
 
 
 def last_token_dropped(monkeypatch):
-    real = engine._tree_logprobs
+    real = Engine._pass
 
-    def dropped(made, tree):
-        return {index: torch.cat([row[:-1], row.new_zeros(1)]) for index, row in real(made, tree).items()}
+    def dropped(self, trees):
+        return {index: torch.cat([row[:-1], row.new_zeros(1)]) for index, row in real(self, trees).items()}
 
-    monkeypatch.setattr(engine, "_tree_logprobs", dropped)
+    monkeypatch.setattr(Engine, "_pass", dropped)
 
 
 def leak(monkeypatch):
     """The first token of a branch sees the last one of the branch before it."""
     real = Tree.visible
 
-    def leaking(tree):
-        seen = real(tree)
+    def leaking(tree, first=0):
+        seen = real(tree, first)
         for node, parent in enumerate(tree.parents):
-            if parent not in (node - 1, -1):
-                seen[node, node - 1] = True
+            if node > first and parent not in (node - 1, -1):
+                seen[node - first, node - first - 1] = True
         return seen
 
     monkeypatch.setattr(Tree, "visible", leaking)
 
 
+def blind_stem(monkeypatch):
+    """Branches do not see the last token of their stem."""
+
+    def change(packed):
+        visible = packed.visible.copy()
+        visible[:, :, visible.shape[2] - visible.shape[1] - 1] = False
+        return replace(packed, visible=visible)
+
+    laid_out_wrongly(monkeypatch, change)
+
+
 def rough_softmax(monkeypatch):
-    real = engine.next_token_logits
-    monkeypatch.setattr(engine, "next_token_logits", lambda made, hidden: real(made, hidden).bfloat16())
+    real = head._adjusted
+    monkeypatch.setattr(head, "_adjusted", lambda made, logits: real(made, logits).bfloat16().float())
 
 
 def boolean_mask(monkeypatch):
-    monkeypatch.setattr(engine, "_float_mask", lambda tree, made: torch.from_numpy(tree.visible())[None, None])
+    real = Engine._mask
+    monkeypatch.setattr(
+        Engine, "_mask", lambda self, packed: mask if (mask := real(self, packed)) is None else mask == 0
+    )
 
 
 @pytest.mark.parametrize(
     ("mutant", "family", "attention"),
     [
         (no_mask, "llama", "sdpa"),
+        (no_mask, "llama", TREE),
         (no_mask, "gpt2", "eager"),
         (no_positions, "gpt2", "sdpa"),
-        (no_positions, "llama", "sdpa"),
+        (no_positions, "llama", TREE),
         (off_by_one, "llama", "sdpa"),
         (double_bos, "llama", "sdpa"),
         (last_token_dropped, "llama", "sdpa"),
+        (leak, "llama", TREE),
         (leak, "llama", "sdpa"),
+        (blind_stem, "llama", TREE),
         (rough_softmax, "llama", "sdpa"),
         (boolean_mask, "llama", "eager"),
     ],
 )
 def test_a_planted_mistake_shows(monkeypatch, mutant, family, attention):
+    """The mutant that loses a merge between prompt and answer stands in test_tokens.py."""
     made = model(family, attention)
     mutant(monkeypatch)
 
@@ -187,29 +204,335 @@ def test_the_probe_notices_a_family_that_ignores_mask_or_positions(monkeypatch, 
     assert re.search("differ by|failed", why_not_packed(made))
 
 
+# --- several users in a pass -----------------------------------------------------------------------------------------
+
+
+def crowd(n_users: int) -> list[TokenSequence]:
+    """Several users' trees of many sizes; some of them begin alike."""
+    rng = np.random.default_rng(1)
+    preamble = rng.integers(2, 90, size=20).tolist()
+    own = [one for _ in range(n_users) for one in forest(rng)]
+    shared = [
+        TokenSequence((*preamble, *one.ids), len(preamble) + one.scored_from, len(preamble))
+        for _ in range(n_users)
+        for one in forest(rng)
+    ]
+    return own + shared
+
+
+@EVERY_FAMILY
+@EVERY_ATTENTION
+@pytest.mark.parametrize("budget", [1, 300, 100_000])
+def test_trees_of_several_users_side_by_side_are_scored_as_if_alone(family, attention, budget):
+    made, sequences = model(family, attention), crowd(4)
+    side_by_side = Engine(made, unit="throughput", token_budget=budget)
+
+    with torch.inference_mode():
+        assert distance(side_by_side.logprobs(sequences), Engine(made, "plain").logprobs(sequences)) < 1e-4
+
+
+def distance(one, other) -> float:
+    return float((torch.cat(list(one)) - torch.cat(list(other))).abs().max())
+
+
+def test_a_budget_bounds_the_tokens_of_a_pass_and_fills_it(monkeypatch):
+    made, sequences, seen = model(attention=TREE), crowd(6), []
+    real = Body.hidden
+    monkeypatch.setattr(Body, "hidden", lambda self, ids, **given: seen.append(ids.size) or real(self, ids, **given))
+    for budget in (200, 2000):
+        seen.clear()
+        with torch.inference_mode():
+            Engine(made, unit="throughput", token_budget=budget).logprobs(sequences)
+        assert max(seen) <= max(budget, max(tree.n_computed for tree in plan(sequences).trees))
+        if budget == 2000:
+            assert len(seen) < len(plan(sequences).trees) / 3
+
+
+def test_in_a_canonical_unit_the_budget_the_order_and_the_company_change_no_bit():
+    made, sequences = model(attention=TREE), crowd(3)
+    with torch.inference_mode():
+        once = Engine(made).logprobs(sequences)
+        for budget in (1, 77, 100_000):
+            again = Engine(made, token_budget=budget).logprobs(sequences[::-1])[::-1]
+            assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_a_shared_beginning_is_computed_once_and_the_bits_do_not_tell(monkeypatch):
+    made, sequences, seen = model(attention=TREE), crowd(4)[-8:], []
+    real = Body.hidden
+    monkeypatch.setattr(Body, "hidden", lambda self, ids, **given: seen.append(ids.size) or real(self, ids, **given))
+    one = Engine(made)
+
+    with torch.inference_mode():
+        first, again = one.logprobs(sequences), one.logprobs(sequences)
+
+    assert seen.count(20) == 1  # the preamble
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_after_a_change_of_weights_nothing_kept_is_used_once_it_is_forgotten():
+    made, sequences = model(attention=TREE), crowd(2)[-4:]
+    one = Engine(made)
+    with torch.inference_mode():
+        one.logprobs(sequences)
+    with torch.no_grad():
+        made.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    with torch.inference_mode():
+        reference = Engine(made, "plain").logprobs(sequences)
+        stale = distance(one.logprobs(sequences), reference)
+        one.forget()
+        fresh = distance(one.logprobs(sequences), reference)
+
+    assert stale > 1e-3
+    assert fresh < 1e-4
+
+
+def test_only_the_latest_few_beginnings_are_kept():
+    made = []
+    kept = Kept(lambda ids: made.append(ids) or ids, most=2)
+    for ids in ((1,), (2,), (1,), (3,), (1,), (2,)):
+        kept(ids)
+
+    assert made == [(1,), (2,), (3,), (2,)]
+
+
+# --- learned prefixes ------------------------------------------------------------------------------------------------
+
+PREFIX = (7, 3, 50, 21, 9)
+
+
+def prefixed(sequences):
+    return [TokenSequence((*PREFIX, *one.ids), len(PREFIX) + one.scored_from) for one in sequences]
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize("layout", ["packed", "expanded", "plain"])
+@pytest.mark.parametrize("unit", ["canonical", "throughput"])
+def test_a_soft_prompt_of_real_embeddings_is_the_text_prompt(family, layout, unit):
+    made, sequences = model(family), crowd(2)
+    soft = SoftTokens(made.get_input_embeddings()(torch.tensor(PREFIX)).detach())
+
+    with torch.inference_mode():
+        learned = Engine(made, layout, unit=unit, soft=soft).logprobs(sequences)
+        assert distance(learned, Engine(made, "plain").logprobs(prefixed(sequences))) < 1e-4
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize("layout", ["packed", "expanded", "plain"])
+def test_learned_keys_and_values_that_are_those_of_a_text_are_that_text(family, layout):
+    made, sequences = model(family), crowd(2)
+    with torch.inference_mode():
+        kept = Engine(made)._keys_and_values(PREFIX)
+        learned = Engine(made, layout, unit="throughput", soft=kept).logprobs(sequences)
+        assert distance(learned, Engine(made, "plain").logprobs(prefixed(sequences))) < 1e-4
+
+
+@pytest.mark.parametrize("attention", ["sdpa", TREE])
+def test_gradients_reach_a_soft_prompt_and_are_those_of_the_plain_path(attention):
+    made, sequences = model(attention=attention), crowd(2)
+    gradients = []
+    for layout in ("packed", "plain"):
+        vectors = torch.full((4, 32), 0.1).requires_grad_()
+        sum(row.sum() for row in Engine(made, layout, soft=SoftTokens(vectors)).logprobs(sequences)).backward()
+        gradients.append(vectors.grad)
+
+    assert gradients[0].abs().max() > 0.01
+    assert torch.allclose(*gradients, atol=1e-3, rtol=1e-3)
+
+
+def test_gradients_reach_learned_keys_and_values():
+    made, sequences = model(attention=TREE), crowd(2)
+    layers = tuple(tuple(torch.full((1, 2, 3, 8), 0.1).requires_grad_() for _ in range(2)) for _ in range(2))
+
+    sum(row.sum() for row in Engine(made, soft=KeyValues(layers)).logprobs(sequences)).backward()
+
+    assert all(states.grad.abs().max() > 0 for pair in layers for states in pair)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", TREE])
+def test_adapters_inside_a_model_are_scored_and_trained_like_its_own_weights(attention):
+    from peft import LoraConfig, get_peft_model
+
+    sequences = crowd(2)
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    adapted = get_peft_model(model(attention=attention), adapter).get_base_model().eval()
+
+    with torch.inference_mode():
+        packed = Engine(adapted, unit="throughput").logprobs(sequences)
+        assert distance(packed, Engine(adapted, "plain").logprobs(sequences)) < 1e-4
+        assert distance(packed, Engine(model(attention=attention)).logprobs(sequences)) > 0.01
+    sum(row.sum() for row in Engine(adapted).logprobs(sequences)).backward()
+    learned = {name: weights for name, weights in adapted.named_parameters() if weights.requires_grad}
+    assert all("lora" in name for name in learned)
+    assert all(weights.grad.abs().max() > 0 for weights in learned.values())
+
+
+def test_layers_that_are_computed_again_for_a_backward_pass_see_the_same_tree():
+    """Gradient checkpointing calls attention outside of our own call; the mask still says what the pass is."""
+    gradients = []
+    for again in (False, True):
+        made, sequences = model(attention=TREE), crowd(2)
+        if again:
+            made.train()
+            made.activation_checkpointing_enable()
+        sum(row.sum() for row in Engine(made).logprobs(sequences)).backward()
+        gradients.append(made.model.layers[0].mlp.down_proj.weight.grad)
+
+    assert torch.allclose(*gradients, atol=1e-4, rtol=1e-4)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def little_memory(monkeypatch, most: int) -> list[int]:
+    """Passes of more tokens fail as a GPU does; the sizes that were tried."""
+    real, tried = Body.hidden, []
+
+    def hidden(self, ids, **given):
+        tried.append(ids.size)
+        if ids.size > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self, ids, **given)
+
+    monkeypatch.setattr(Body, "hidden", hidden)
+    return tried
+
+
+def test_where_memory_runs_out_passes_halve_down_to_one_question(monkeypatch):
+    made, sequences = model(attention=TREE), crowd(4)
+    longest = max(len(one.ids) for one in sequences)
+    with torch.inference_mode():
+        plenty = Engine(made, unit="throughput", token_budget=10_000).logprobs(sequences)
+        tried = little_memory(monkeypatch, longest)
+        one = Engine(made, unit="throughput", token_budget=10_000)
+        assert distance(one.logprobs(sequences), plenty) < 1e-4
+        failed = sum(size > longest for size in tried)
+        one.logprobs(sequences)
+
+    assert failed > 2
+    assert one.token_budget <= 2 * longest
+    assert sum(size > longest for size in tried) < 2 * failed  # the budget stays small
+
+
+def test_one_question_that_does_not_fit_is_an_error_that_says_so(monkeypatch):
+    little_memory(monkeypatch, 10)
+
+    with torch.inference_mode(), pytest.raises(BudgetError, match="shorter history or a smaller model"):
+        Engine(model(), unit="throughput").logprobs([TokenSequence(tuple(range(2, 40)), 30)])
+
+
+def test_a_canonical_unit_never_changes_its_layout_and_names_the_way_out(monkeypatch):
+    little_memory(monkeypatch, 10)
+
+    with torch.inference_mode(), pytest.raises(BudgetError, match="--unit throughput splits them"):
+        Engine(model()).logprobs(crowd(1))
+
+
+def test_another_error_of_a_pass_is_not_taken_for_a_lack_of_memory(monkeypatch):
+    def fails(*_given, **_more):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(Body, "hidden", fails)
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Engine(model(), unit="throughput").logprobs(crowd(1))
+
+
+# --- the head --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [1, 7, 96, 4096])
+@pytest.mark.parametrize("rows", [1, 5, 1024])
+def test_slices_of_the_vocabulary_add_up_to_all_of_it(monkeypatch, words, rows):
+    made, states = model("phi"), torch.randn(11, 32)  # phi's head has a bias
+    with torch.no_grad():
+        made.lm_head.bias.normal_()
+    nodes, targets = torch.tensor([3, 3, 0, 10, 5, 7, 3]), torch.tensor([1, 95, 0, 17, 40, 40, 1])
+    monkeypatch.setattr(head, "WORDS", words)
+    monkeypatch.setattr(head, "ROWS", rows)
+
+    with torch.inference_mode():
+        whole = made.lm_head(states).log_softmax(-1)[nodes, targets]
+        assert torch.allclose(head.token_logprobs(made, states, nodes, targets), whole, atol=1e-5)
+
+
+def test_no_table_of_all_words_for_all_tokens_is_ever_made(monkeypatch):
+    sizes = []
+    real = head._adjusted
+    monkeypatch.setattr(head, "_adjusted", lambda made, logits: sizes.append(logits.numel()) or real(made, logits))
+    monkeypatch.setattr(head, "WORDS", 16)
+    sequences = crowd(4)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            Engine(model(), unit="throughput").logprobs(sequences)
+
+    assert max(sizes) <= 16 * head.ROWS
+    assert max(sizes) < 96 * sum(len(one.ids) - one.scored_from for one in sequences) / 3
+
+
 # --- what cannot be packed -------------------------------------------------------------------------------------------
 
 
+LLAMA_STRETCHED = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
+OTHERS = {"gpt_neo": {"num_layers": 2, "num_heads": 4, "hidden_size": 32}, "mamba": {}, "bloom": {"hidden_size": 32}}
+
+
 @pytest.mark.parametrize(
-    ("family", "changes", "reason"),
+    ("family", "changes", "reason", "layout"),
     [
-        ("mistral", {"sliding_window": 16}, "its attention slides over a window"),
-        ("gemma3_text", {"sliding_window": 16, "head_dim": 8}, "its layers are .*sliding_attention"),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}, "its layers are sliding"),
-        ("gpt_neo", {"attention_types": [[["global", "local"], 1]], "window_size": 200}, "the packed pass failed"),
-        ("mamba", {"state_size": 4}, "its layers are linear_attention"),
+        ("mistral", {"sliding_window": 16}, "its attention slides over a window", "expanded"),
+        ("gemma3_text", {"sliding_window": 16, "head_dim": 8}, "its layers are .*sliding_attention", "expanded"),
         (
-            "llama",
-            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
-            "length of the text",
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
+            "its layers are sliding",
+            "expanded",
         ),
-        ("bloom", {}, "the packed pass failed"),
+        (
+            "gpt_neo",
+            {"attention_types": [[["global", "local"], 1]], "window_size": 200},
+            "the packed pass failed",
+            "expanded",
+        ),
+        ("mamba", {"state_size": 4}, "its layers are linear_attention", "plain"),
+        ("llama", LLAMA_STRETCHED, "length of the text", "plain"),
+        ("bloom", {}, "the packed pass failed", "expanded"),
     ],
 )
-def test_an_architecture_that_takes_no_tree_mask_is_scored_plainly_with_a_reason(family, changes, reason):
-    base = {"gpt_neo": {"num_layers": 2, "num_heads": 4, "hidden_size": 32}, "mamba": {}, "bloom": {"hidden_size": 32}}
+def test_an_architecture_that_takes_no_tree_mask_gets_the_next_best_layout_with_a_reason(
+    family, changes, reason, layout
+):
+    """And its answers are those of the plain path, behind prompts longer than its window."""
+    made = model(family, "eager", **(OTHERS.get(family, GROUPED) | changes))
 
-    assert re.search(reason, why_not_packed(model(family, "eager", **(base.get(family, GROUPED) | changes))))
+    chosen, why = choose_layout(made)
+
+    assert chosen == layout
+    assert re.search(reason, why)
+    with torch.inference_mode():
+        sequences = crowd(3)
+        assert distance(Engine(made, chosen).logprobs(sequences), Engine(made, "plain").logprobs(sequences)) < 1e-4
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize("budget", [1, 10_000])
+def test_a_repeated_cache_gives_the_answers_of_the_plain_path(family, budget):
+    made, sequences = model(family), crowd(3)
+    with torch.inference_mode():
+        expanded = Engine(made, "expanded", token_budget=budget).logprobs(sequences)
+        assert distance(expanded, Engine(made, "plain").logprobs(sequences)) < 1e-4
+
+
+def test_fused_attention_gives_way_to_attention_that_knows_trees_and_no_other_does():
+    assert [choose_layout(model(attention=own))[0] for own in ("sdpa", "eager")] == ["packed", "packed"]
+    for own, after in (("sdpa", TREE), ("eager", "eager")):
+        made = model(attention=own)
+        choose_layout(made)
+        assert made.config._attn_implementation == after
 
 
 def test_a_window_that_no_layer_uses_does_not_keep_a_model_from_being_packed():
@@ -316,10 +639,8 @@ def test_with_gradients_the_rows_are_equal_and_packed_gradients_are_plain_ones(b
 
 def test_without_gradients_nothing_is_kept_for_them(backend, monkeypatch):
     seen = []
-    real = engine.next_token_logits
-    monkeypatch.setattr(
-        engine, "next_token_logits", lambda made, hidden: seen.append(hidden.requires_grad) or real(made, hidden)
-    )
+    real = head._adjusted
+    monkeypatch.setattr(head, "_adjusted", lambda made, logits: seen.append(logits.requires_grad) or real(made, logits))
 
     backend.logprobs(ASKED)
 
@@ -327,7 +648,7 @@ def test_without_gradients_nothing_is_kept_for_them(backend, monkeypatch):
     assert not any(seen)
 
 
-@pytest.mark.parametrize("layout", ["packed", "plain"])
+@pytest.mark.parametrize("layout", ["packed", "expanded", "plain"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_numbers_that_are_none_raise(layout, value):
     broken = model(n_words=len(tokenizer()))

@@ -184,6 +184,7 @@ def test_calibration_asks_the_twin_and_nothing_else_does(tiny):
 
 def test_the_work_of_a_query_is_what_the_model_computes(tiny):
     made, asked = recommender(backend=tiny), query()
+    tiny.engine.forget()
     seen = []
     hook = tiny.model.model.register_forward_pre_hook(
         lambda _module, _args, given: seen.append(given["input_ids"].numel()), with_kwargs=True

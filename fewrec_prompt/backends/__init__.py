@@ -35,5 +35,5 @@ class Backend(Protocol):
         ...
 
     def n_computed(self, questions: Sequence[Question]) -> int:
-        """Tokens that answering these questions together computes."""
+        """Tokens that answering these questions together computes, as long as nothing of them is kept."""
         ...

@@ -16,17 +16,21 @@ import torch
 from safetensors import SafetensorError
 
 from fewrec_prompt.assets import Say, quiet
-from fewrec_prompt.backends import engine
+from fewrec_prompt.backends.engine import Engine
 from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.backends.precision import NumericMode, choose_device, choose_precision, loading_options
-from fewrec_prompt.backends.probe import why_not_packed
+from fewrec_prompt.backends.probe import choose_layout
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.backends.trie_reader import TrieReader
 from fewrec_prompt.catalogue import Found, Rule, best_titles, build_trie
 from fewrec_prompt.errors import ModelError, NumericError
 from fewrec_prompt.types import Question, TokenLogprobs
 
+SLOWER = {
+    "expanded": "candidates are scored in a batch behind their prompt's cache, not in one tree",
+    "plain": "candidates are scored one at a time",
+}
 UNBOUNDED = 8192  # tokens of context for a model that names no limit, so that a pass has one
 
 
@@ -38,6 +42,7 @@ class CausalBackend:
         self.tokens = QuestionTokenizer(tokenizer)
         self.mode = mode
         self.files = files
+        self.engine = Engine(model, mode.layout, unit=mode.unit)
         self.context_window = _context_window(model.config.get_text_config(), tokenizer)
 
     def n_tokens(self, question: Question) -> int:
@@ -45,9 +50,9 @@ class CausalBackend:
         return max(len(sequence.ids) for sequence in self.tokens.encode(question))
 
     def n_computed(self, questions: Sequence[Question]) -> int:
-        """Tokens that answering these questions together computes."""
+        """Tokens that answering these questions together computes, as long as nothing of them is kept."""
         planned = plan([sequence for question in questions for sequence in self.tokens.encode(question)])
-        return planned.n_computed if self.mode.layout == "packed" else planned.n_naive
+        return planned.n_naive if self.mode.layout == "plain" else planned.n_computed
 
     def best_continuations(self, question: Question, rule: Rule, k: int, *, budget: int | None = None) -> Found:
         """The k continuations that score best under the rule, without scoring all: see catalogue.py.
@@ -71,9 +76,8 @@ class CausalBackend:
         """
         encoded = [self.tokens.encode(question) for question in questions]
         sequences = [sequence for group in encoded for sequence in group]
-        score = engine.packed_logprobs if self.mode.layout == "packed" else engine.plain_logprobs
         with torch.set_grad_enabled(grad):
-            rows: list[Any] = score(self.model, sequences)
+            rows: list[Any] = self.engine.logprobs(sequences)
         if not all(bool(torch.isfinite(row).all()) for row in rows):
             raise NumericError("the model returned log-probabilities that are not finite; try --precision fp32")
         if not grad:
@@ -91,10 +95,10 @@ def load(name: str, *, precision: str = "auto", device: str | None = None, say: 
     say(f"precision {mode.precision} on {mode.device} ({mode.reason})")
     files = locate(name, say)
     tokenizer, model = _tokenizer(files), _model(files, mode)
-    reason = why_not_packed(model)
+    layout, reason = choose_layout(model)
     if reason:
-        say(f"{name}: candidates are scored one at a time, because {reason}")
-    used = replace(mode, attention=model.config._attn_implementation, layout="plain" if reason else "packed")
+        say(f"{name}: {SLOWER[layout]}, because {reason}")
+    used = replace(mode, attention=model.config._attn_implementation, layout=layout)
     return CausalBackend(model, tokenizer, used, files)
 
 

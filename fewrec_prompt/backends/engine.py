@@ -1,7 +1,15 @@
-"""Score token sequences with a causal language model: a tree per forward pass, or one sequence at a time.
+"""Score token sequences with a causal language model: token ids in, log-probabilities out; no text here.
 
-The plain path is the reference that the packed one is tested against, and what runs where probe.py does not find the
-packed one right. Token ids in, log-probabilities out; no text here.
+Three layouts, of which probe.py finds the best that a model takes:
+
+| layout | a pass is |
+|---|---|
+| packed | trees of sequences, each token once, under a tree mask |
+| expanded | a shared beginning once, its cache repeated for a padded batch of what follows |
+| plain | one sequence, as transformers runs it: the reference the others are tested against |
+
+A canonical unit is one tree a pass, so that its bits depend on nothing else; a throughput unit fills a token budget
+with trees of several users.
 """
 
 from __future__ import annotations
@@ -9,72 +17,159 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from fewrec_prompt.backends.plan import TokenSequence, Tree, plan
+from fewrec_prompt.backends import attention
+from fewrec_prompt.backends.body import Body
+from fewrec_prompt.backends.expanded import expanded_logprobs
+from fewrec_prompt.backends.head import token_logprobs
+from fewrec_prompt.backends.packing import Rectangle, lay_out
+from fewrec_prompt.backends.plan import TokenSequence, Tree, plan, split
+from fewrec_prompt.backends.prefix import Kept, KeyValues, SoftTokens
+from fewrec_prompt.errors import BudgetError
 
-HEAD_ROWS = 512  # positions that go through the LM head at a time: 100 MB of fp32 logits at 49,152 words
-
-
-def packed_logprobs(model: Any, sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
-    """Log-probability (fp32, nats) of each scored token of each sequence; shared beginnings are computed once."""
-    rows: dict[int, torch.Tensor] = {}
-    for tree in plan(sequences).trees:
-        rows |= _tree_logprobs(model, tree)
-    return [rows[index] for index in range(len(sequences))]
-
-
-def plain_logprobs(model: Any, sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
-    """The same, one sequence a forward pass through the model as transformers runs it."""
-    return [_sequence_logprobs(model, sequence) for sequence in sequences]
+BUDGET = {"cpu": 2048, "cuda": 16384}  # tokens of a pass in a throughput unit, padding counted
+Rows = dict[int, torch.Tensor]
+"""Log-probabilities (n_tokens,) of sequences by their place."""
 
 
-def _tree_logprobs(model: Any, tree: Tree) -> dict[int, torch.Tensor]:
-    hidden = model.base_model(
-        input_ids=torch.tensor([tree.tokens], device=model.device),
-        position_ids=torch.tensor([tree.depths], device=model.device),
-        attention_mask=None if tree.is_chain else _float_mask(tree, model),
-        use_cache=False,
-    ).last_hidden_state[0]
-    pairs = [pair for reads in tree.reads.values() for pair in reads]
-    scored = torch.cat([_read(model, hidden, pairs[at : at + HEAD_ROWS]) for at in range(0, len(pairs), HEAD_ROWS)])
-    rows = torch.split(scored, [len(reads) for reads in tree.reads.values()])
-    return dict(zip(tree.reads, rows, strict=True))
+class Engine:
+    """One model, one layout. `soft` is a learned prefix that stands before every sequence; not for two threads at once.
+
+    The token budget is halved where memory runs out, and stays so.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layout: str = "packed",
+        *,
+        unit: str = "canonical",
+        token_budget: int | None = None,
+        soft: SoftTokens | KeyValues | None = None,
+    ) -> None:
+        self.layout, self.unit = layout, unit
+        self.token_budget = token_budget or BUDGET.get(model.device.type, BUDGET["cpu"])
+        self._body = Body(model, soft)
+        self._kept = Kept(self._keys_and_values)
+
+    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
+        """Log-probability (fp32, nats) of each scored token of each sequence; gradients flow where they are on.
+
+        Raises BudgetError where not even one question fits the memory.
+        """
+        if isinstance(self._body.soft, SoftTokens):
+            sequences = [self._body.soft.before(sequence) for sequence in sequences]
+        if self.layout == "plain":
+            return [self._alone(sequence) for sequence in sequences]
+        trees = list(plan(sequences, keep=not torch.is_grad_enabled()).trees)
+        rows = self._packed(sequences, trees) if self.layout == "packed" else self._expanded(sequences, trees)
+        return [rows[index] for index in range(len(sequences))]
+
+    def forget(self) -> None:
+        """Drop what is kept between questions. To be called after a change of weights or of the learned prefix."""
+        self._kept.forget()
+
+    def _packed(self, sequences: Sequence[TokenSequence], trees: list[Tree]) -> Rows:
+        rows: Rows = {}
+        if self.unit == "throughput":
+            trees = sorted(trees, key=lambda tree: (tree.kept, tree.n_stem, tree.n_computed))
+        while trees:
+            taken = self._first(trees)
+            trees = trees[len(taken) :]
+            try:
+                rows |= self._pass(taken)
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                trees = self._smaller(sequences, taken, error) + trees
+        return rows
+
+    def _first(self, trees: Sequence[Tree]) -> list[Tree]:
+        """The first trees, for one pass: one in a canonical unit, as many as the budget holds in a throughput unit."""
+        n = 1
+        if self.unit == "throughput":
+            while n < len(trees) and trees[n].kept == trees[0].kept and _area(trees[: n + 1]) <= self.token_budget:
+                n += 1
+        return list(trees[:n])
+
+    def _smaller(self, sequences: Sequence[TokenSequence], taken: list[Tree], error: Exception) -> list[Tree]:
+        """The same trees for half the budget, once everything that can be spared is dropped.
+
+        A canonical unit stays as it is, for its layout decides its bits.
+        """
+        self.forget()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        n_sequences, area = sum(len(tree.reads) for tree in taken), _area(taken)
+        if n_sequences == 1:
+            raise BudgetError(
+                f"{area} tokens do not fit the memory; use a shorter history or a smaller model"
+            ) from error
+        if self.unit == "canonical":
+            raise BudgetError(
+                f"{area} tokens in one canonical unit do not fit the memory; --unit throughput splits them"
+            ) from error
+        self.token_budget = max(1, min(self.token_budget, area) // 2)
+        return taken if len(taken) > 1 else split(sequences, list(taken[0].reads), self.token_budget)
+
+    def _pass(self, trees: Sequence[Tree]) -> Rows:
+        learned = self._body.learned
+        packed = lay_out(trees, learned.n_tokens if learned else 0)
+        before = self._kept(packed.kept) if packed.kept else learned
+        hidden = self._body.hidden(
+            packed.ids,
+            positions=packed.positions,
+            mask=self._mask(packed),
+            cache=before.cache(len(trees)) if before else None,
+        )
+        nodes, targets = self._body.tensor(packed.nodes), self._body.tensor(packed.targets)
+        scored = token_logprobs(self._body.model, hidden.flatten(0, 1), nodes, targets)
+        indices, lengths = zip(*packed.reads, strict=True)
+        return dict(zip(indices, torch.split(scored, list(lengths)), strict=True))
+
+    def _mask(self, packed: Rectangle) -> torch.Tensor | None:
+        """Additive; of the branches alone where the attention knows stems. None for a lone chain, causal by itself."""
+        if packed.n_branches == 0:
+            return None
+        model = self._body.model
+        knows_stems = model.config._attn_implementation == attention.NAME
+        visible = self._body.tensor(packed.visible if knows_stems else packed.all_visible())
+        # A boolean mask of this shape is silently wrong under eager attention; an additive one is right everywhere.
+        mask = torch.full(visible.shape, torch.finfo(model.dtype).min, dtype=model.dtype, device=visible.device)
+        return mask.masked_fill_(visible, 0.0)[:, None]
+
+    def _keys_and_values(self, ids: tuple[int, ...]) -> KeyValues:
+        cache = self._body.new_cache()
+        self._body.hidden(np.array([ids]), cache=cache)
+        return KeyValues.of(cache)
+
+    def _expanded(self, sequences: Sequence[TokenSequence], trees: Sequence[Tree]) -> Rows:
+        rows: Rows = {}
+        for tree in trees:
+            members = [sequences[index] for index in tree.reads]
+            n_stem = min(tree.n_stem, *(member.scored_from for member in members))
+            scored = (
+                expanded_logprobs(self._body, members, n_stem, self.token_budget)
+                if n_stem
+                else map(self._alone, members)
+            )
+            rows |= dict(zip(tree.reads, scored, strict=True))
+        return rows
+
+    def _alone(self, sequence: TokenSequence) -> torch.Tensor:
+        ids = np.array([sequence.ids])
+        predicted = self._body.logits(ids)[0, sequence.scored_from - 1 : -1].log_softmax(-1)
+        return predicted.gather(-1, self._body.tensor(ids)[0, sequence.scored_from :, None])[:, 0]
 
 
-def _float_mask(tree: Tree, model: Any) -> torch.Tensor:
-    # A boolean mask of this shape is silently wrong under eager attention; an additive one is right everywhere.
-    visible = torch.from_numpy(tree.visible()).to(model.device)
-    mask = torch.full(visible.shape, torch.finfo(model.dtype).min, dtype=model.dtype, device=model.device)
-    return mask.masked_fill_(visible, 0.0)[None, None]
+def _area(trees: Sequence[Tree]) -> int:
+    """Tokens of the rectangle that these trees make, padding counted."""
+    stem = max(tree.n_stem - tree.n_kept for tree in trees)
+    return len(trees) * (stem + max(len(tree.tokens) - tree.n_stem for tree in trees))
 
 
-def _read(model: Any, hidden: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Log-probabilities (n_pairs,) of the targets after the nodes; each node goes through the head once."""
-    nodes, targets = zip(*pairs, strict=True)
-    unique, place = torch.unique(torch.tensor(nodes, device=hidden.device), return_inverse=True)
-    logits = next_token_logits(model, hidden[unique])
-    wanted = logits[place, torch.tensor(targets, device=hidden.device)]
-    scored: torch.Tensor = wanted - logits.logsumexp(-1)[place]
-    return scored
-
-
-def next_token_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """LM head in the model's precision, then fp32, with the scaling and soft cap that some families put after it."""
-    head = model.get_output_embeddings()
-    logits: torch.Tensor = head(hidden).float()
-    config = model.config.get_text_config()
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        logits = logits * scale
-    if scaling := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / scaling
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-        logits = torch.tanh(logits / cap) * cap
-    return logits
-
-
-def _sequence_logprobs(model: Any, sequence: TokenSequence) -> torch.Tensor:
-    ids = torch.tensor([sequence.ids], device=model.device)
-    logits = model(input_ids=ids, use_cache=False).logits[0].float()
-    predicted: torch.Tensor = logits[sequence.scored_from - 1 : -1].log_softmax(-1)
-    return predicted.gather(-1, ids[0, sequence.scored_from :, None])[:, 0]
+def _out_of_memory(error: Exception) -> bool:
+    """Did the memory run out? On a CPU torch says so with a RuntimeError like any other."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,24 +1,31 @@
 """Merge token sequences that begin alike into trees, so that every token is computed once.
 
-Token ids only: no torch, no model. Text ends in tokens.py, tensors begin in engine.py.
+Token ids only: no torch, no model. Text ends in tokens.py, rectangles of ids begin in packing.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-MAX_TREE = 2048  # tokens computed in one forward pass; bounds the attention mask
+MAX_TREE = 2048  # tokens computed in one tree; bounds the attention mask
+MIN_KEPT = 16  # a shorter beginning is computed again sooner than its keys and values are looked up
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """A prompt and one continuation as token ids; the tokens from `scored_from` on are the ones to score."""
+    """A prompt and one continuation as token ids; the tokens from `scored_from` on are the ones to score.
+
+    `n_shared` tokens at its front stand in the prompts of other users too. Ids below zero are virtual tokens: −1 is the
+    first vector of a soft prompt.
+    """
 
     ids: tuple[int, ...]
     scored_from: int
+    n_shared: int = 0
 
     def __post_init__(self) -> None:
         assert 0 < self.scored_from < len(self.ids), "a continuation has tokens, and something before them"
@@ -29,12 +36,14 @@ class Tree:
     """Tokens to compute, each after its parent; and for each sequence, which node predicts which token.
 
     `tokens`, `parents` (−1 at a root) and `depths` are aligned. `reads[i]` holds (node, target) pairs in token order.
+    The keys and values of the first `n_kept` tokens, a chain, are kept for other trees and not computed in this one.
     """
 
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     reads: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    n_kept: int = 0
     _children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def add(self, index: int, sequence: TokenSequence) -> None:
@@ -57,16 +66,28 @@ class Tree:
         return node
 
     @property
-    def is_chain(self) -> bool:
-        """True if every token follows the one before it: a single sequence, which needs no mask of its own."""
-        return all(parent == node - 1 for node, parent in enumerate(self.parents))
+    def kept(self) -> tuple[int, ...]:
+        """The token ids whose keys and values are kept."""
+        return tuple(self.tokens[: self.n_kept])
 
-    def visible(self) -> np.ndarray:
-        """Boolean (n, n): may token i see token j? Only its ancestors and itself."""
-        seen = np.zeros((len(self.tokens), len(self.tokens)), dtype=bool)
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                seen[node] = seen[parent]
+    @property
+    def n_computed(self) -> int:
+        """Tokens that go through the model for this tree alone."""
+        return len(self.tokens) - self.n_kept
+
+    @property
+    def n_stem(self) -> int:
+        """Tokens at the front that stand in a row and before all others; the rest are branches."""
+        branching = [parent for node, parent in enumerate(self.parents) if parent != node - 1]
+        return 1 + min(branching, default=len(self.tokens) - 1)
+
+    def visible(self, first: int = 0) -> np.ndarray:
+        """Boolean (n − first, n − first), of the tokens from `first` on: a token sees its ancestors and itself."""
+        n = len(self.tokens) - first
+        seen = np.zeros((n, n), dtype=bool)
+        for node, parent in enumerate(self.parents[first:]):
+            if parent >= first:
+                seen[node] = seen[parent - first]
             seen[node, node] = True
         return seen
 
@@ -76,33 +97,73 @@ class Plan:
     """Trees that together answer all sequences, and what that saves."""
 
     trees: tuple[Tree, ...]
+    n_asked: int  # tokens whose log-probability is asked
     n_naive: int  # tokens if every sequence were computed by itself
 
     @property
     def n_computed(self) -> int:
-        return sum(len(tree.tokens) for tree in self.trees)
+        """Tokens that go through the model, with what trees share counted once."""
+        return sum(tree.n_computed for tree in self.trees) + sum(map(len, {tree.kept for tree in self.trees}))
 
 
-def plan(sequences: Sequence[TokenSequence], max_tree: int = MAX_TREE) -> Plan:
-    """Trees over the sequences, in an order that depends on the sequences alone.
+def plan(sequences: Sequence[TokenSequence], max_tree: int = MAX_TREE, *, keep: bool = True) -> Plan:
+    """Trees over the sequences, the same whatever order they come in.
 
-    A sequence joins the tree before it if it shares at least half of its tokens before the continuation with the first
-    sequence there; a tree is closed before it would exceed `max_tree` tokens (a longer sequence is a tree of its own).
+    Sequences share a tree if they share at least half of what stands before the continuation. Unless `keep` is false,
+    a beginning that others share, or that several trees of one family need, is kept between them.
     """
+    families = _families(sequences)
+    trees = [tree for family in families for tree in split(sequences, family, max_tree, keep=keep)]
+    n_asked = sum(len(sequence.ids) - sequence.scored_from for sequence in sequences)
+    return Plan(tuple(trees), n_asked, sum(len(sequence.ids) for sequence in sequences))
+
+
+def _families(sequences: Sequence[TokenSequence]) -> Iterator[list[int]]:
+    """Places of sequences that begin alike, in the order of their tokens."""
+    family: list[int] = []
+    for index in sorted(range(len(sequences)), key=lambda place: _place(sequences[place])):
+        sequence = sequences[index]
+        if family and 2 * shared_length(sequences[family[0]].ids, sequence.ids) < sequence.scored_from:
+            yield family
+            family = []
+        family.append(index)
+    if family:
+        yield family
+
+
+def _place(sequence: TokenSequence) -> tuple[tuple[int, ...], int, int]:
+    return sequence.ids, sequence.scored_from, sequence.n_shared
+
+
+def split(sequences: Sequence[TokenSequence], family: Sequence[int], max_tree: int, *, keep: bool = True) -> list[Tree]:
+    """Trees of one family, given in the order of tokens, that each compute at most `max_tree` tokens.
+
+    A longer sequence is a tree of its own.
+    """
+    members = [sequences[index] for index in family]
+    # In sorted order the first and the last differ as early as any two do.
+    common = min(shared_length(members[0].ids, members[-1].ids), min(one.scored_from for one in members) - 1)
+    between = _worth_keeping(common, keep)
     trees: list[Tree] = []
-    stem: tuple[int, ...] = ()
-    for index, sequence in enumerate(sequences):
-        shared = shared_length(stem, sequence.ids)
-        room = max_tree - len(trees[-1].tokens) if trees else 0
-        if 2 * shared < sequence.scored_from or len(sequence.ids) - shared > room:
-            trees.append(Tree())
-            stem = sequence.ids
-        trees[-1].add(index, sequence)
-    return Plan(tuple(trees), sum(len(sequence.ids) for sequence in sequences))
+    last: tuple[int, ...] = ()
+    for index, member in zip(family, members, strict=True):
+        n_new = len(member.ids) - shared_length(last, member.ids)
+        if not trees or trees[-1].n_computed + n_new > max_tree:
+            trees.append(Tree(n_kept=between))
+        trees[-1].add(index, member)
+        last = member.ids
+    of_others = _worth_keeping(min(common, *(one.n_shared for one in members)), keep)
+    if len(trees) == 1 and (len(trees[0].tokens) - of_others <= max_tree or len(family) == 1):
+        trees[0].n_kept = of_others
+    return trees
 
 
-def shared_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Tokens that both begin with."""
+def _worth_keeping(n_tokens: int, keep: bool) -> int:
+    return n_tokens if keep and n_tokens >= MIN_KEPT else 0
+
+
+def shared_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Tokens, or characters, that both begin with."""
     for depth, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return depth

@@ -16,6 +16,7 @@ import torch
 from fewrec_prompt.errors import ModelError, did_you_mean
 
 PrecisionName = Literal["auto", "fp32", "bf16", "int8", "int4"]
+USERS_PER_UNIT = 32  # of a throughput unit
 INT8_THRESHOLD = (
     6.0  # LLM.int8's own default; activations above it stay in 16 bits (Dettmers et al. 2022, arXiv 2208.07339)
 )
@@ -35,6 +36,11 @@ class NumericMode:
     int8_threshold: float | None = None
     layout: str = "packed"
     unit: str = "canonical"
+
+    @property
+    def users_per_unit(self) -> int:
+        """How many users are asked together: one, or enough to fill several passes."""
+        return USERS_PER_UNIT if self.unit == "throughput" else 1
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -68,6 +69,12 @@ class QuestionTokenizer:
         except ChatTemplateError as error:
             raise ModelError(f"{prompt.template.origin}: the model's chat format refuses it: {error}") from error
 
+    def _n_shared(self, prompt: Prompt, ids: tuple[int, ...]) -> int:
+        """How many of these ids come from what every prompt of this template begins with."""
+        if not prompt.n_shared:
+            return 0
+        return shared_length(ids, self.prompt_ids(replace(prompt, messages=prompt.shared_messages, answer_prefix="")))
+
     def _chat_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The turns in the model's chat format. What reads like a control token inside a message is encoded as text.
 
@@ -112,7 +119,8 @@ class QuestionTokenizer:
                 raise VerbalizerError(f"the answer {continuation!r} is no token of its own after {text[-20:]!r}")
         if question.labels:
             self._check_labels(question.continuations, [whole[start:] for whole in wholes])
-        return tuple(TokenSequence(whole, start) for whole in wholes)
+        n_shared = self._n_shared(question.prompt, prompt)
+        return tuple(TokenSequence(whole, start, n_shared) for whole in wholes)
 
     def _check_labels(self, words: Sequence[str], answers: Sequence[tuple[int, ...]]) -> None:
         """No label may be, or begin, another: the probability of the shorter one would hold that of the longer.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewrec_prompt.backends.engine import next_token_logits
+from fewrec_prompt.backends.head import next_token_logits
 from fewrec_prompt.catalogue import Trie
 
 

@@ -1,0 +1,81 @@
+"""What stands before the tokens of a question: keys and values kept from earlier tokens, and learned soft prompts.
+
+Learned vectors take part in a plan as virtual tokens with ids below zero, so that they are shared like any other token
+(prompt tuning, Lester et al. 2021, arXiv 2104.08691; P-tuning, Liu et al. 2021, arXiv 2103.10385). Learned keys and
+values (prefix tuning, Li & Liang 2021, arXiv 2101.00190) are what a model keeps of tokens, without the tokens.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fewrec_prompt.backends.plan import TokenSequence
+
+
+@dataclass(frozen=True, slots=True)
+class SoftTokens:
+    """Learned vectors (n_tokens, width) in the place of token embeddings, before everything else."""
+
+    vectors: torch.Tensor
+
+    def before(self, sequence: TokenSequence) -> TokenSequence:
+        """The sequence with the virtual tokens −1, −2, … in front."""
+        n = len(self.vectors)
+        virtual = tuple(range(-1, -n - 1, -1))
+        shared = n + sequence.n_shared
+        return replace(sequence, ids=virtual + sequence.ids, scored_from=n + sequence.scored_from, n_shared=shared)
+
+    def embed(self, ids: torch.Tensor, embeddings: torch.nn.Module) -> torch.Tensor:
+        """Vectors (…, width) of ids, virtual ones among them."""
+        real = embeddings(ids.clamp(min=0))
+        soft = self.vectors.to(real.dtype)[(-1 - ids).clamp(min=0)]
+        return torch.where((ids < 0)[..., None], soft, real)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValues:
+    """Keys and values of `n_tokens` tokens: per layer two tensors (1, n_heads, n_tokens, head_dim)."""
+
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.layers[0][0].shape[-2])
+
+    def cache(self, n_rows: int) -> Any:
+        """A transformers cache that begins with them in each row."""
+        from transformers import DynamicCache
+
+        return DynamicCache(
+            (keys.expand(n_rows, -1, -1, -1), values.expand(n_rows, -1, -1, -1)) for keys, values in self.layers
+        )
+
+    @classmethod
+    def of(cls, cache: Any) -> KeyValues:
+        """What a transformers cache holds."""
+        return cls(tuple((layer.keys, layer.values) for layer in cache.layers))
+
+
+class Kept:
+    """Keys and values of beginnings that many questions share; the latest few of them."""
+
+    def __init__(self, make: Callable[[tuple[int, ...]], KeyValues], most: int = 4) -> None:
+        self._make, self._most = make, most
+        self._known: OrderedDict[tuple[int, ...], KeyValues] = OrderedDict()
+
+    def __call__(self, ids: tuple[int, ...]) -> KeyValues:
+        if ids not in self._known:
+            self._known[ids] = self._make(ids)
+            while len(self._known) > self._most:
+                self._known.popitem(last=False)
+        self._known.move_to_end(ids)
+        return self._known[ids]
+
+    def forget(self) -> None:
+        """Drop them all: after a change of weights, or to make room."""
+        self._known.clear()
