@@ -74,6 +74,7 @@ class TopK:
     ranking: Ranking
     gap: float
     n_computed: int  # trie nodes that went through the model
+    n_needed: int  # those of them that no exact search can leave out: see catalogue.py
 
     @property
     def exact(self) -> bool:
@@ -157,7 +158,8 @@ class Recommender:
         rule = Rule(self.verbalizer.length == "mean", offsets)
         found = self.backend.best_continuations(question, rule, k, budget=budget)
         items = tuple(query.candidates[place] for place in found.titles)
-        return TopK(Ranking(query.user_id, items, found.scores, len(fitted.history)), found.gap, found.n_computed)
+        ranking = Ranking(query.user_id, items, found.scores, len(fitted.history))
+        return TopK(ranking, found.gap, found.n_computed, found.n_needed)
 
     def answers(self, query: Query) -> Answers:
         """Everything the model has to say for this query."""
