@@ -12,7 +12,7 @@ that gave the rest of such a title probability 1 would agree with everything com
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -29,9 +29,9 @@ Expand = Callable[[np.ndarray], np.ndarray]
 class Trie:
     """Titles as paths of tokens; node 0 is the prompt. Leaves are titles: no title is a prefix of another.
 
-    Nodes stand level by level and titles in the order of their tokens, so that whatever is below a node is a range: its
-    children are the nodes from `first_child[node]` to `first_child[node + 1]`, its titles the `n_titles[node]` places of
-    `titles` from `first_title[node]` on (several at a leaf if they read the same). 24 bytes a node.
+    Nodes stand level by level and titles in the order of their tokens, so that what is below a node is a range: its
+    children are the nodes from `first_child[node]` to `first_child[node + 1]`, its titles the `n_titles[node]` places
+    of `titles` from `first_title[node]` on (several at a leaf if they read the same). 24 bytes a node.
     """
 
     tokens: np.ndarray  # (n_nodes,) what leads to a node; −1 at the prompt
@@ -103,7 +103,8 @@ def _levels(flat: np.ndarray, lengths: np.ndarray) -> tuple[list[np.ndarray], np
 
 def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """The numbers of each range, one range after the other."""
-    return np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    numbers: np.ndarray = np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    return numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def best_titles(
 
 
 class _Search:
-    """One best-first search. Open are the nodes whose children are not known yet and whose bound beats the threshold."""
+    """One best-first search. Open are nodes whose children are not known yet and whose bound beats the threshold."""
 
     def __init__(self, trie: Trie, rule: Rule, k: int) -> None:
         self.trie, self.k = trie, k

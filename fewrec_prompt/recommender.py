@@ -152,7 +152,7 @@ class Recommender:
         offsets = np.zeros(len(query.candidates))
         if self.calibration.needs_twin:
             asker = replace(self, calibration=UNCALIBRATED)  # another alpha asks nothing
-            offsets -= self.calibration.alpha * np.array(_twin_scores(asker, query.candidates))
+            offsets -= self.calibration.alpha * np.array(twin_scores(asker, query.candidates))
         seen = {taken.item.id for taken in query.history}
         offsets[[place for place, item in enumerate(query.candidates) if item.id in seen]] = -np.inf
         rule = Rule(self.verbalizer.length == "mean", offsets)
@@ -276,7 +276,7 @@ def _whole_catalogue(history: Sequence[str | Item], catalogue: Sequence[str | It
 
 
 @lru_cache(maxsize=4)
-def _twin_scores(recommender: Recommender, catalogue: tuple[Item, ...]) -> tuple[float, ...]:
+def twin_scores(recommender: Recommender, catalogue: tuple[Item, ...]) -> tuple[float, ...]:
     """What each title of the catalogue scores without a history: once a catalogue, whoever asks."""
     twins = recommender.ask_twin(Query("twin", (), catalogue))
     return tuple(recommender.verbalizer.read(twins).tolist())

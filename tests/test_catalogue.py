@@ -38,9 +38,7 @@ def made_up_model(trie: Trie, seed: int, asked: list[int] | None = None) -> Expa
 
 def every_score(titles: Sequence[tuple[int, ...]], rule: Rule, seed: int) -> np.ndarray:
     """Score of each title, token by token."""
-    rows = [
-        [logprobs_after(title[:place], seed)[token] for place, token in enumerate(title)] for title in titles
-    ]
+    rows = [[logprobs_after(title[:place], seed)[token] for place, token in enumerate(title)] for title in titles]
     return np.array([np.mean(row) if rule.mean else np.sum(row) for row in rows]) + rule.offsets
 
 

@@ -85,10 +85,10 @@ class TrieReader:
         return mask.masked_fill_(torch.from_numpy(visible), 0.0).to(self._model.device)[None, None]
 
 
-class _Branches(DynamicLayer):
+class _Branches(DynamicLayer):  # type: ignore[misc]  # transformers has no types
     """Keys and values of one layer for everything computed so far, (1, n_heads, n, width) with room to grow.
 
-    A pass appends its own and attends to the columns in `shown`. transformers' own layer would copy all of them each time.
+    A pass appends its own and attends to the columns in `shown`. transformers' own layer copies all of them every time.
     """
 
     _layer_type = None  # transformers registers subclasses by this name, in place of its own
