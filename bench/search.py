@@ -24,7 +24,7 @@ from fewrec_prompt.calibration import Calibration
 from fewrec_prompt.catalogue import build_trie
 from fewrec_prompt.data import read_dataset
 from fewrec_prompt.data.splits import leave_one_out
-from fewrec_prompt.errors import DataError
+from fewrec_prompt.errors import DataError, FewrecError
 from fewrec_prompt.recommender import TopK, twin_scores
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.types import Domain, Interaction
@@ -69,7 +69,10 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder that holds goodbooks-10k-catalogue")
     parser.add_argument("--catalogue", choices=("films", "books"), help="only this one")
     asked = parser.parse_args()
-    print(tables(asked.users, asked.timed_books, asked.shared, asked.catalogue))
+    try:
+        print(tables(asked.users, asked.timed_books, asked.shared, asked.catalogue))
+    except FewrecError as error:
+        parser.error(str(error))
 
 
 def tables(users: int = 20, timed_books: int = 2, shared: Path = SHARED, only: str | None = None) -> str:

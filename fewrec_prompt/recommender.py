@@ -147,6 +147,8 @@ class Recommender:
             raise VerbalizerError(
                 f"only verbalizers of kind 'complete' search a catalogue, not {self.verbalizer.kind!r}"
             )
+        if k < 1:
+            raise DataError(f"k is {k}; it must be at least 1")
         query = _whole_catalogue(history, catalogue)
         fitted, (question,) = self._fit(query)
         offsets = np.zeros(len(query.candidates))

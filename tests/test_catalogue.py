@@ -60,6 +60,44 @@ def test_the_search_finds_what_scoring_every_title_finds(
     assert found.n_needed <= found.n_computed <= trie.n_inner + 1
 
 
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(titles=TITLES, mean=st.booleans(), k=st.integers(1, 12), seed=st.integers(0, 99))
+def test_one_node_at_a_time_it_computes_only_what_no_exact_search_can_leave_out(
+    titles: list[tuple[int, ...]], mean: bool, k: int, seed: int
+) -> None:
+    """A node is needed if some title would get in should the rest of it be certain, which nobody can know before."""
+    trie, rule = build_trie(tuple(titles)), Rule(mean, rng_for(seed, "offsets").normal(0, 2, len(titles)))
+    asked: list[int] = []
+
+    found = best_titles(trie, rule, made_up_model(trie, seed, asked), k, width=1)
+
+    last = found.scores[-1] if len(found.scores) == k else -np.inf
+    hopeful: set[tuple[int, ...]] = set()
+    for title, offset in zip(titles, rule.offsets, strict=True):
+        steps = [logprobs_after(title[:place], seed)[token] for place, token in enumerate(title)]
+        lost = np.cumsum([0.0, *steps[:-1]]) / (len(title) if mean else 1)
+        hopeful |= {title[:place] for place in range(len(title)) if lost[place] + offset > last}
+    assert found.n_needed == found.n_computed == len(asked) == len(set(asked)) == len(hopeful)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(titles=TITLES)
+def test_a_trie_holds_every_title_and_nothing_twice(titles: list[tuple[int, ...]]) -> None:
+    trie = build_trie(tuple(titles))
+
+    paths = [()]
+    for parent, token in zip(trie.parents[1:], trie.tokens[1:], strict=True):
+        paths.append((*paths[parent], int(token)))
+    assert set(paths) == {title[:end] for title in titles for end in range(len(title) + 1)}
+    assert len(paths) == len(set(paths)) == len(trie.first_child) - 1
+    for node, path in enumerate(paths):
+        here = np.array([node])
+        assert {paths[child] for child in trie.children(here)} == {p for p in paths if p and p[:-1] == path}
+        below = {place for place, title in enumerate(titles) if title[: len(path)] == path}
+        assert set(trie.titles[trie.rows(here)]) == below
+    assert trie.n_inner == len({title[:end] for title in titles for end in range(1, len(title))})
+
+
 def test_titles_that_were_seen_are_never_found_and_cost_nothing() -> None:
     titles = [(first, second, END) for first in range(5) for second in range(5)]
     trie = build_trie(tuple(titles))
