@@ -1,93 +1,110 @@
 """The k best titles of a whole catalogue, exactly, without scoring every title.
 
 Titles share a trie of tokens. A log-probability never rises along a title, so what a node has lost so far bounds
-everything below it; best-first search computes only nodes whose bound still beats the k-th best title found. Here are
-the trie, the bounds and the search; the model's side is a function from nodes to log-probabilities.
+everything below it; best-first search (A*: Hart, Nilsson and Raphael 1968) computes only nodes whose bound still beats
+the k-th best title found. Here are the trie, the bounds and the search; the model's side is a function from nodes to
+log-probabilities.
+
+No exact search can do with fewer nodes than those whose bound beats the final k-th score (`Found.n_needed`): a model
+that gave the rest of such a title probability 1 would agree with everything computed so far, and the title would win.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
 from fewrec_prompt.errors import DataError
 
-Expand = Callable[[Sequence[int]], Sequence[np.ndarray]]
-"""Log-probabilities (nats) of each given node's children, in the trie's order; parents are asked before children."""
+Expand = Callable[[np.ndarray], np.ndarray]
+"""Log-probabilities (nats) of the children of these nodes, in the order of `Trie.children`; parents come first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trie:
     """Titles as paths of tokens; node 0 is the prompt. Leaves are titles: no title is a prefix of another.
 
-    `children[node]` are its children, `tokens[node]` the token that leads to it, `titles_of[node]` the titles that end
-    there (several if they read the same), `n_longest[node]` the tokens of the longest title at or below it.
+    Nodes stand level by level and titles in the order of their tokens, so that what is below a node is a range: its
+    children are the nodes from `first_child[node]` to `first_child[node + 1]`, its titles the `n_titles[node]` places
+    of `titles` from `first_title[node]` on (several at a leaf if they read the same). 24 bytes a node.
     """
 
-    tokens: list[int]
-    parents: list[int]
-    depths: list[int]
-    children: list[list[int]]
-    titles_of: list[list[int]]
-    n_longest: np.ndarray
+    tokens: np.ndarray  # (n_nodes,) what leads to a node; −1 at the prompt
+    parents: np.ndarray  # (n_nodes,) −1 at the prompt
+    depths: np.ndarray  # (n_nodes,)
+    first_child: np.ndarray  # (n_nodes + 1,)
+    first_title: np.ndarray  # (n_nodes,)
+    n_titles: np.ndarray  # (n_nodes,)
+    titles: np.ndarray  # (n_titles,) places in the catalogue
+    lengths: np.ndarray  # (n_titles,) tokens, in the order of `titles`
 
     @property
     def n_inner(self) -> int:
         """Nodes that exhaustive scoring computes: all but the leaves, whose tokens are only predicted."""
-        return sum(1 for below in self.children if below) - 1
+        return int((np.diff(self.first_child) > 0).sum()) - 1
 
-    def path(self, node: int) -> list[int]:
-        """Nodes from the first token to this one."""
-        nodes = []
-        while node > 0:
-            nodes.append(node)
-            node = self.parents[node]
-        return nodes[::-1]
+    def n_children(self, nodes: np.ndarray) -> np.ndarray:
+        """Of each of these nodes; 0 at a leaf."""
+        counts: np.ndarray = self.first_child[nodes + 1] - self.first_child[nodes]
+        return counts
+
+    def children(self, nodes: np.ndarray) -> np.ndarray:
+        """Children of these nodes, those of the first node first."""
+        return _ranges(self.first_child[nodes], self.n_children(nodes))
+
+    def rows(self, nodes: np.ndarray) -> np.ndarray:
+        """Places in `titles` of what is at or below these nodes, those of the first node first."""
+        return _ranges(self.first_title[nodes], self.n_titles[nodes])
 
 
-def build_trie(titles: Sequence[tuple[int, ...]]) -> Trie:
-    """A trie of token sequences.
+@lru_cache(maxsize=2)
+def build_trie(titles: tuple[tuple[int, ...], ...]) -> Trie:
+    """A trie of token sequences; the same titles again cost nothing.
 
     Raises DataError if one title is the beginning of another: titles have to end in what closes them.
     """
-    trie = Trie([-1], [-1], [0], [[]], [[]], np.zeros(0))
-    edges: dict[tuple[int, int], int] = {}
-    for index, title in enumerate(titles):
-        trie.titles_of[_insert(trie, edges, title)].append(index)
-    clash = next((found for found, below in zip(trie.titles_of, trie.children, strict=True) if found and below), None)
-    if clash is not None:
-        raise DataError(f"title {clash[0]} of the catalogue is the beginning of another; titles need an end")
-    lengths = [depth if found else 0 for depth, found in zip(trie.depths, trie.titles_of, strict=True)]
-    return replace(trie, n_longest=_best_below(trie, np.array(lengths, float)))
+    order = np.array(sorted(range(len(titles)), key=titles.__getitem__))
+    lengths = np.array([len(titles[place]) for place in order])
+    flat = np.fromiter(chain.from_iterable(titles[place] for place in order), dtype=np.int32)
+    nodes, ends = _levels(flat, lengths)
+    tokens, parents, depths, first_title, n_titles = nodes
+    first_child = np.searchsorted(parents, np.arange(len(parents) + 1)).astype(np.int32)
+    trie = Trie(tokens, parents, depths, first_child, first_title, n_titles, order, lengths)
+    if (clash := trie.n_children(ends) > 0).any():
+        raise DataError(f"title {order[clash][0]} of the catalogue is the beginning of another; titles need an end")
+    return trie
 
 
-def _insert(trie: Trie, edges: dict[tuple[int, int], int], title: Sequence[int]) -> int:
-    node = 0
-    for token in title:
-        child = edges.get((node, token))
-        if child is None:
-            child = edges[node, token] = len(trie.tokens)
-            trie.tokens.append(token)
-            trie.parents.append(node)
-            trie.depths.append(trie.depths[node] + 1)
-            trie.children[node].append(child)
-            trie.children.append([])
-            trie.titles_of.append([])
-        node = child
-    return node
+def _levels(flat: np.ndarray, lengths: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Columns of the trie of sorted titles, level by level, and the node at which each title ends.
+
+    A node is a run of rows with the same parent and the same token; in sorted order they stand together.
+    """
+    starts = np.cumsum(lengths) - lengths
+    at = np.zeros(len(lengths), dtype=np.int32)
+    levels, n_nodes = [np.array([[-1], [-1], [0], [0], [len(lengths)]], dtype=np.int32)], 1
+    for depth in range(lengths.max()):
+        rows = np.flatnonzero(lengths > depth)
+        tokens, parents = flat[starts[rows] + depth], at[rows]
+        is_new = np.append(True, (np.diff(parents) != 0) | (np.diff(tokens) != 0))
+        new = np.flatnonzero(is_new)
+        counts = np.diff(new, append=len(rows))
+        depths = np.full(len(new), depth + 1)
+        levels.append(np.stack([tokens[new], parents[new], depths, rows[new], counts]).astype(np.int32))
+        at[rows] = n_nodes - 1 + np.cumsum(is_new)
+        n_nodes += len(new)
+    return list(np.concatenate(levels, axis=1)), at
 
 
-def _best_below(trie: Trie, values: np.ndarray) -> np.ndarray:
-    """Largest value at or below each node."""
-    best = values.copy()
-    for node in range(len(trie.parents) - 1, 0, -1):  # children come after their parents
-        parent = trie.parents[node]
-        best[parent] = max(best[parent], best[node])
-    return best
+def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The numbers of each range, one range after the other."""
+    numbers: np.ndarray = np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    return numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +112,13 @@ class Found:
     """The best titles, best first, and how sure that is.
 
     `gap` is what an unseen title could still be better by than the last of them: 0 if the search was exact.
+    `n_needed` of the nodes computed had a bound above the last score found, which no exact search can leave out.
     """
 
     titles: tuple[int, ...]
     scores: tuple[float, ...]
     n_computed: int
+    n_needed: int
     gap: float
 
     @property
@@ -117,68 +136,86 @@ class Rule:
     mean: bool
     offsets: np.ndarray  # (n_titles,)
 
+    @property
+    def width(self) -> int:
+        """Nodes a pass that waste few (docs/LOG.md): offsets crowd the bounds, so more of them are needed anyway."""
+        return 128 if self.offsets[np.isfinite(self.offsets)].any() else 64
 
-def best_titles(trie: Trie, rule: Rule, expand: Expand, k: int, *, budget: int | None = None, width: int = 64) -> Found:
+
+def best_titles(
+    trie: Trie, rule: Rule, expand: Expand, k: int, *, budget: int | None = None, width: int | None = None
+) -> Found:
     """The k best titles under the rule, computing as few nodes as the bounds allow, `width` of them at a time.
 
     With a budget (nodes computed) it may stop early; then `gap` is positive and the result approximate.
     """
-    return _Search(trie, rule, k).run(expand, width, math.inf if budget is None else budget)
+    search, left = _Search(trie, rule, k), math.inf if budget is None else budget
+    while (n := int(min(width or rule.width, left))) > 0 and search.nodes.size:
+        left -= search.step(n, expand)
+    return search.result()
 
 
 class _Search:
-    """One best-first search: nodes whose children are not known yet, the best bound first."""
+    """One best-first search. Open are nodes whose children are not known yet and whose bound beats the threshold."""
 
     def __init__(self, trie: Trie, rule: Rule, k: int) -> None:
-        self.trie, self.rule, self.k = trie, rule, k
-        ends = [max((rule.offsets[title] for title in found), default=-math.inf) for found in trie.titles_of]
-        self.best_offset = _best_below(trie, np.array(ends))
-        self.logprob = {0: 0.0}
-        self.open: list[tuple[float, int]] = [(-math.inf, 0)]
-        self.found: list[tuple[float, int]] = []  # a heap of the k best (score, -title): the worst of them first
-        self.n_computed = 0
+        self.trie, self.k = trie, k
+        self.weights = 1.0 / trie.lengths if rule.mean else np.ones(len(trie.lengths))
+        self.offsets = rule.offsets[trie.titles]
+        self.titles, self.scores = np.zeros(0, dtype=np.int64), np.zeros(0)  # the best so far, best first
+        self.nodes, self.totals = np.zeros(1, dtype=np.int64), np.zeros(1)  # open; totals in nats
+        self.bounds = self._best_below(self.nodes, self._values(self.nodes, self.totals))
+        self.computed: list[np.ndarray] = []  # bounds of the nodes computed
+        self._close()
 
-    def run(self, expand: Expand, width: int, budget: float) -> Found:
-        while self._bound() > self._threshold() and self.n_computed < budget:
-            nodes = self._take(min(width, int(min(budget - self.n_computed, width))))
-            self.n_computed += len(nodes)
-            for node, logprobs in zip(nodes, expand(nodes), strict=True):
-                self._learn(node, logprobs)
-        return self._result()
+    @property
+    def threshold(self) -> float:
+        return float(self.scores[-1]) if len(self.scores) == self.k else -math.inf
 
-    def _bound(self) -> float:
-        return -self.open[0][0] if self.open else -math.inf
+    def step(self, width: int, expand: Expand) -> int:
+        """Compute the open nodes with the best bounds; returns how many."""
+        first = np.argsort(-self.bounds, kind="stable")[:width]
+        nodes, totals = self.nodes[first], self.totals[first]
+        self.computed.append(self.bounds[first])
+        self.nodes, self.totals, self.bounds = (np.delete(x, first) for x in (self.nodes, self.totals, self.bounds))
+        self._learn(self.trie.children(nodes), np.repeat(totals, self.trie.n_children(nodes)) + expand(nodes))
+        self._close()
+        return len(nodes)
 
-    def _threshold(self) -> float:
-        return self.found[0][0] if len(self.found) >= self.k else -math.inf
+    def _values(self, nodes: np.ndarray, totals: np.ndarray) -> np.ndarray:
+        """What each title at or below these nodes would score if it lost nothing more: at a leaf, its score."""
+        rows = self.trie.rows(nodes)
+        values: np.ndarray = np.repeat(totals, self.trie.n_titles[nodes]) * self.weights[rows] + self.offsets[rows]
+        return values
 
-    def _take(self, width: int) -> list[int]:
-        nodes: list[int] = []
-        while self.open and len(nodes) < width and self._bound() > self._threshold():
-            nodes.append(heapq.heappop(self.open)[1])
-        return nodes
+    def _best_below(self, nodes: np.ndarray, values: np.ndarray) -> np.ndarray:
+        sizes = self.trie.n_titles[nodes]
+        best: np.ndarray = np.maximum.reduceat(values, np.cumsum(sizes) - sizes)
+        return best
 
-    def _learn(self, node: int, logprobs: np.ndarray) -> None:
-        """File the children of a computed node: titles with their score, inner nodes with their bound."""
-        before = self.logprob[node]
-        for child, logprob in zip(self.trie.children[node], logprobs, strict=True):
-            total = before + float(logprob)
-            value = total / float(self.trie.n_longest[child]) if self.rule.mean else total
-            for title in self.trie.titles_of[child]:
-                self._keep(value + float(self.rule.offsets[title]), title)
-            if self.trie.children[child] and value + self.best_offset[child] > self._threshold():
-                self.logprob[child] = total
-                heapq.heappush(self.open, (-(value + float(self.best_offset[child])), child))
+    def _learn(self, nodes: np.ndarray, totals: np.ndarray) -> None:
+        """File nodes whose log-probability is known now: leaves as titles with their scores, the others as open."""
+        values, inner = self._values(nodes, totals), self.trie.n_children(nodes) > 0
+        ended = np.repeat(~inner, self.trie.n_titles[nodes])
+        self._keep(self.trie.titles[self.trie.rows(nodes)][ended], values[ended])
+        self.nodes = np.append(self.nodes, nodes[inner])
+        self.totals = np.append(self.totals, totals[inner])
+        self.bounds = np.append(self.bounds, self._best_below(nodes, values)[inner])
 
-    def _keep(self, score: float, title: int) -> None:
-        if score == -math.inf:
-            return
-        heapq.heappush(self.found, (score, -title))
-        if len(self.found) > self.k:
-            heapq.heappop(self.found)
+    def _keep(self, titles: np.ndarray, scores: np.ndarray) -> None:
+        titles, scores = np.append(self.titles, titles), np.append(self.scores, scores)
+        best = np.lexsort((titles, -scores))[: self.k]  # of equal scores the first title of the catalogue
+        best = best[scores[best] > -math.inf]
+        self.titles, self.scores = titles[best], scores[best]
 
-    def _result(self) -> Found:
-        ordered = sorted(self.found, reverse=True)
-        gap = max(0.0, self._bound() - self._threshold()) if self._bound() > self._threshold() else 0.0
-        titles = tuple(-title for _, title in ordered)
-        return Found(titles, tuple(score for score, _ in ordered), self.n_computed, gap)
+    def _close(self) -> None:
+        """Forget nodes below which nothing can get in any more."""
+        kept = self.bounds > self.threshold
+        self.nodes, self.totals, self.bounds = self.nodes[kept], self.totals[kept], self.bounds[kept]
+
+    def result(self) -> Found:
+        """What was found so far."""
+        bounds = np.concatenate(self.computed) if self.computed else np.zeros(0)
+        gap = float(self.bounds.max()) - self.threshold if self.bounds.size else 0.0
+        needed = int((bounds > self.threshold).sum())
+        return Found(tuple(self.titles.tolist()), tuple(self.scores.tolist()), bounds.size, needed, gap)

@@ -95,6 +95,7 @@ class TopK:
     ranking: Ranking
     gap: float
     n_computed: int  # trie nodes that went through the model
+    n_needed: int  # those of them that no exact search can leave out: see catalogue.py
 
     @property
     def exact(self) -> bool:
@@ -167,18 +168,21 @@ class Recommender:
             raise VerbalizerError(
                 f"only verbalizers of kind 'complete' search a catalogue, not {self.verbalizer.kind!r}"
             )
+        if k < 1:
+            raise DataError(f"k is {k}; it must be at least 1")
         query = _whole_catalogue(history, catalogue)
         fitted, (question,) = self._fit(query)
         offsets = np.zeros(len(query.candidates))
         if self.calibration.needs_twin:
             asker = replace(self, calibration=UNCALIBRATED)  # another alpha asks nothing
-            offsets -= self.calibration.alpha * np.array(_twin_scores(asker, query.candidates))
+            offsets -= self.calibration.alpha * np.array(twin_scores(asker, query.candidates))
         seen = {taken.item.id for taken in query.history}
         offsets[[place for place, item in enumerate(query.candidates) if item.id in seen]] = -np.inf
         rule = Rule(self.verbalizer.length == "mean", offsets)
         found = self.backend.best_continuations(question, rule, k, budget=budget)
         items = tuple(query.candidates[place] for place in found.titles)
-        return TopK(Ranking(query.user_id, items, found.scores, len(fitted.history)), found.gap, found.n_computed)
+        ranking = Ranking(query.user_id, items, found.scores, len(fitted.history))
+        return TopK(ranking, found.gap, found.n_computed, found.n_needed)
 
     def answers(self, query: Query) -> Answers:
         """Everything the model has to say for this query."""
@@ -311,7 +315,7 @@ def _whole_catalogue(history: Sequence[str | Item], catalogue: Sequence[str | It
 
 
 @lru_cache(maxsize=4)
-def _twin_scores(recommender: Recommender, catalogue: tuple[Item, ...]) -> tuple[float, ...]:
+def twin_scores(recommender: Recommender, catalogue: tuple[Item, ...]) -> tuple[float, ...]:
     """What each title of the catalogue scores without a history: once a catalogue, whoever asks."""
     twins = recommender.ask_twin(Query("twin", (), catalogue))
     return tuple(recommender.verbalizer.read(twins).tolist())

@@ -50,6 +50,34 @@ def test_prompt_and_answer_are_encoded_as_the_one_text_they_are(kind, prompt, an
     assert {sequence.scored_from for sequence in found} == {min(departed)}
 
 
+@EVERY_KIND
+@settings(derandomize=True, max_examples=50, deadline=None)
+@given(
+    lines=st.lists(TEXT, min_size=1, max_size=3), lead=st.sampled_from(["", " ", "s"]), titles=st.sets(TEXT, min_size=8)
+)
+def test_a_catalogue_has_the_tokens_of_each_title_after_the_whole_prompt(kind, lines, lead, titles):
+    """Most titles begin alike, so that only the last line of the prompt is encoded with every one of them."""
+    prompt, answers = "a\n" + "\n".join(lines), [f"{lead}The {title}\n" for title in sorted(titles)]
+    tokens = questions(kind)
+    wholes = [tokens.text_ids(prompt + answer) for answer in answers]
+    assume(min(map(len, wholes)) > len(tokens.text_ids(prompt)))
+
+    found = tokens.encode(plain(prompt, *answers))
+
+    assert [sequence.ids for sequence in found] == wholes
+
+
+def test_a_catalogue_is_encoded_once_for_all_prompts_that_end_alike(monkeypatch):
+    tokens, asked = questions(), []
+    answers = [f" The {title}\n" for title in range(100)]
+    monkeypatch.setattr(tokens, "text_ids", lambda text: asked.append(text) or QuestionTokenizer.text_ids(tokens, text))
+
+    for history in ("Heat", "Brat"):
+        tokens.encode(plain(f"A list:\n- {history}\n-", *answers))
+
+    assert 100 < len(asked) < 130
+
+
 def test_a_merge_across_the_boundary_is_scored_whole_for_every_answer():
     """ "Ali" + "ens" is one token in training, so p(token) is asked, not p(pieces) that the model never saw."""
     found = questions().encode(plain("Here is Ali", "ens", "en (1979)"))

@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from _tiny import FILMS, model, tokenizer
 
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.precision import NumericMode
+from fewrec_prompt.backends.trie_reader import TrieReader
 from fewrec_prompt.calibration import Calibration
-from fewrec_prompt.errors import DataError, ModelError, VerbalizerError
+from fewrec_prompt.catalogue import Rule, best_titles, build_trie
+from fewrec_prompt.errors import DataError, ModelError, NumericError, VerbalizerError
 from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.types import Interaction, Item, Query
@@ -77,6 +80,32 @@ def test_titles_alone_make_a_catalogue() -> None:
     assert np.all(np.diff(found.ranking.scores) <= 0)
 
 
+def test_a_node_has_the_same_children_in_whatever_company_it_is_computed() -> None:
+    recommender, items = made("llama", "sum", Calibration()), catalogue(60)
+    (question,) = recommender.questions(Query("user", (Interaction(items[0]),), items))
+    sequences, backend = recommender.backend.tokens.encode(question), recommender.backend
+    start = sequences[0].scored_from
+    trie = build_trie(tuple(sequence.ids[start:] for sequence in sequences))
+    rule = Rule(False, np.zeros(len(items)))
+
+    found = [
+        best_titles(trie, rule, TrieReader(backend.model, sequences[0].ids[:start], trie), 20, width=width)
+        for width in (1, 7, 500)
+    ]
+
+    for other in found[1:]:
+        assert other.scores == pytest.approx(found[0].scores, abs=1e-4)
+
+
+def test_a_model_that_returns_no_number_is_an_error() -> None:
+    recommender = made("llama", "sum", Calibration())
+    with torch.no_grad():
+        recommender.backend.model.get_output_embeddings().weight[5] = torch.nan
+
+    with pytest.raises(NumericError, match="not finite"):
+        recommender.top_k(["Heat"], ["Alien", "Up"], k=1)
+
+
 def test_what_cannot_be_searched_is_refused() -> None:
     with pytest.raises(DataError, match="item 'Up' stands twice in the catalogue"):
         made("llama", "sum", Calibration()).top_k(["Heat"], ["Up", "Up"])
@@ -84,6 +113,8 @@ def test_what_cannot_be_searched_is_refused() -> None:
         made("llama", "sum", Calibration()).top_k([], ["Up"])
     with pytest.raises(ModelError, match="needs a packed one"):
         made("llama", "sum", Calibration(), layout="plain").top_k(["Heat"], ["Up"])
+    with pytest.raises(DataError, match="k is 0; it must be at least 1"):
+        made("llama", "sum", Calibration()).top_k(["Heat"], ["Up"], k=0)
     judge, yes_no, _ = choose("judge", None, "none", None, None)
     backend = made("llama", "sum", Calibration()).backend
     with pytest.raises(VerbalizerError, match="only verbalizers of kind 'complete'"):

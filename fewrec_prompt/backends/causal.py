@@ -64,7 +64,7 @@ class CausalBackend:
             raise ModelError("this model is scored one sequence at a time; searching a catalogue needs a packed one")
         sequences = self.tokens.encode(question)
         start = sequences[0].scored_from
-        trie = build_trie([sequence.ids[start:] for sequence in sequences])
+        trie = build_trie(tuple(sequence.ids[start:] for sequence in sequences))
         reader = TrieReader(self.model, sequences[0].ids[:start], trie)
         return best_titles(trie, rule, reader, k, budget=budget)
 

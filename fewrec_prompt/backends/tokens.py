@@ -22,6 +22,7 @@ from fewrec_prompt.errors import ModelError, VerbalizerError
 from fewrec_prompt.types import Message, Prompt, Question
 
 REMEMBERED = 256  # questions: those of one user, asked about several times while the history is cut
+REMEMBERED_CATALOGUES = 2
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # characters that Unicode reserves for a program's own use; no text has them
 _MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
 
@@ -37,6 +38,7 @@ class QuestionTokenizer:
         self._control, self._text = _split_off_control_tokens(backend)
         self._start = _leading_ids(tokenizer)
         self.encode = lru_cache(maxsize=REMEMBERED)(self._encode)
+        self._after = lru_cache(maxsize=REMEMBERED_CATALOGUES)(self._encode_after)
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of plain text; never a control token, whatever the text says."""
@@ -107,8 +109,11 @@ class QuestionTokenizer:
         """
         head, text = self._head(question.prompt)
         prompt = head + self.text_ids(text)
-        wholes = [head + self.text_ids(text + continuation) for continuation in question.continuations]
-        start = min(shared_length(prompt, whole) for whole in wholes)
+        wholes = [head + ids for ids in self._with_each(text, question.continuations)]
+        start = len(prompt)
+        for whole in wholes:
+            if whole[:start] != prompt[:start]:
+                start = shared_length(prompt, whole)
         if start == 0:
             raise ModelError(
                 f"{question.prompt.template.origin}: this model needs a token before the answer, and the prompt "
@@ -121,6 +126,31 @@ class QuestionTokenizer:
             self._check_labels(question.continuations, [whole[start:] for whole in wholes])
         n_shared = self._n_shared(question.prompt, prompt)
         return tuple(TokenSequence(whole, start, n_shared) for whole in wholes)
+
+    def _with_each(self, text: str, continuations: tuple[str, ...]) -> list[tuple[int, ...]]:
+        """Ids of the text with each continuation, encoded as one.
+
+        Of a catalogue, only the last line of the text goes with every title, once for all prompts that end in it: if
+        the tokenizer parts the text before that line, whatever a title begins with. Pieces that it parts never merge.
+        """
+        cut = text.rfind("\n") + 1
+        beginnings = {continuation[:3]: continuation for continuation in continuations}
+        many = len(continuations) > 2 * len(beginnings)
+        if many and all(self._parts(text + continuation, cut) for continuation in beginnings.values()):
+            before = self.text_ids(text[:cut])
+            return [before + ids for ids in self._after(text[cut:], continuations)]
+        return [self.text_ids(text + continuation) for continuation in continuations]
+
+    def _encode_after(self, line: str, continuations: tuple[str, ...]) -> list[tuple[int, ...]]:
+        return [self.text_ids(line + continuation) for continuation in continuations]
+
+    def _parts(self, text: str, cut: int) -> bool:
+        """Does a piece begin at the cut, and do both sides have the same ids apart as together?"""
+        splitter, normalizer = self._text.pre_tokenizer, self._text.normalizer
+        if splitter is None or (normalizer is not None and normalizer.normalize_str(text) != text):
+            return False
+        starts = {begin for _, (begin, _) in splitter.pre_tokenize_str(text)}
+        return cut in starts and self.text_ids(text[:cut]) + self.text_ids(text[cut:]) == self.text_ids(text)
 
     def _check_labels(self, words: Sequence[str], answers: Sequence[tuple[int, ...]]) -> None:
         """No label may be, or begin, another: the probability of the shorter one would hold that of the longer.

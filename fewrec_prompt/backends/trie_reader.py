@@ -1,6 +1,7 @@
 """The model's side of catalogue search: log-probabilities of a trie node's children, each node computed once.
 
-The prompt and every computed node stay in the key-value cache; a node sees the prompt and its own path, nothing else.
+Keys and values of the prompt and of every computed node are kept. A pass attends to the prompt and to the paths of its
+own nodes, so that it costs the same however many nodes came before.
 """
 
 from __future__ import annotations
@@ -10,61 +11,100 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 from fewrec_prompt.backends.head import next_token_logits
 from fewrec_prompt.catalogue import Trie
+from fewrec_prompt.errors import NumericError
 
 
 class TrieReader:
     """Answers `catalogue.Expand` for one prompt. `stem` are the prompt's token ids, the trie's root."""
 
     def __init__(self, model: Any, stem: Sequence[int], trie: Trie) -> None:
-        from transformers import DynamicCache
-
-        self._model = model
-        self._trie = trie
-        self._n_stem = len(stem)
-        self._cache = DynamicCache(config=model.config)
-        self._slots: dict[int, list[int]] = {0: []}  # columns of the cache that hold a node's path
-        self._n_nodes = 0
+        self._model, self._trie, self._stem = model, trie, len(stem)
+        self._columns = np.full(len(trie.tokens), -1, dtype=np.int32)  # where a node's keys and values are kept
+        self._cache = Cache(layer_class_to_replicate=_Branches)
         ids = torch.tensor([list(stem)], device=model.device)
         with torch.inference_mode():
             hidden = model.base_model(input_ids=ids, past_key_values=self._cache, use_cache=True).last_hidden_state
         self._root = hidden[0, -1:]
 
-    def __call__(self, nodes: Sequence[int]) -> list[np.ndarray]:
-        """Log-probabilities (nats) of each node's children, in the trie's order."""
+    def __call__(self, nodes: np.ndarray) -> np.ndarray:
+        """Log-probabilities (nats) of the nodes' children, those of the first node first.
+
+        The root is asked alone. Raises NumericError if one is not finite.
+        """
+        counts = torch.from_numpy(self._trie.n_children(nodes)).to(self._model.device)
+        tokens = torch.from_numpy(self._trie.tokens[self._trie.children(nodes)]).to(self._model.device)
         with torch.inference_mode():
-            hidden = self._root if list(nodes) == [0] else self._compute(nodes)
-            logits = next_token_logits(self._model, hidden)
-            norms = logits.logsumexp(-1)
-            rows = [self._children(node, logits[place], norms[place]) for place, node in enumerate(nodes)]
-        return [row.double().cpu().numpy() for row in rows]
+            logits = next_token_logits(self._model, self._compute(nodes) if nodes[0] else self._root)
+            rows = torch.repeat_interleave(torch.arange(len(nodes), device=logits.device), counts)
+            logprobs: np.ndarray = (logits[rows, tokens.long()] - logits.logsumexp(-1)[rows]).double().cpu().numpy()
+        if not np.isfinite(logprobs).all():
+            raise NumericError("the model returned log-probabilities that are not finite; try --precision fp32")
+        return logprobs
 
-    def _children(self, node: int, logits: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-        tokens = [self._trie.tokens[child] for child in self._trie.children[node]]
-        return logits[torch.tensor(tokens, device=logits.device)] - norm
-
-    def _compute(self, nodes: Sequence[int]) -> torch.Tensor:
-        """Last hidden states (n_nodes, width) of new nodes, which join the cache."""
-        device = self._model.device
+    def _compute(self, nodes: np.ndarray) -> torch.Tensor:
+        """Last hidden states (n_nodes, width) of new nodes, whose keys and values are kept."""
+        device, first = self._model.device, self._cache.layers[0].n
+        self._columns[nodes] = np.arange(first, first + len(nodes))
+        above, visible = self._visible(nodes)
+        shown = np.concatenate([np.arange(self._stem), self._columns[above], self._columns[nodes]])
+        for layer in self._cache.layers:
+            layer.shown = torch.from_numpy(shown).to(device)
         output = self._model.base_model(
-            input_ids=torch.tensor([[self._trie.tokens[node] for node in nodes]], device=device),
-            position_ids=torch.tensor([[self._n_stem - 1 + self._trie.depths[node] for node in nodes]], device=device),
-            attention_mask=self._mask(nodes),
+            input_ids=torch.from_numpy(self._trie.tokens[nodes]).to(device).long()[None],
+            position_ids=torch.from_numpy(self._stem - 1 + self._trie.depths[nodes]).to(device).long()[None],
+            attention_mask=self._mask(visible),
             past_key_values=self._cache,
             use_cache=True,
         )
-        self._n_nodes += len(nodes)
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
-    def _mask(self, nodes: Sequence[int]) -> torch.Tensor:
-        first = self._n_stem + self._n_nodes
-        visible = np.zeros((len(nodes), first + len(nodes)), dtype=bool)
-        visible[:, : self._n_stem] = True
-        for place, node in enumerate(nodes):
-            self._slots[node] = [*self._slots[self._trie.parents[node]], first + place]
-            visible[place, self._slots[node]] = True
+    def _visible(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The nodes above these, and what each of these sees: boolean (n_nodes, n_stem + n_above + n_nodes)."""
+        pairs, places, at = [], np.arange(len(nodes)), self._trie.parents[nodes]
+        while (inside := at > 0).any():
+            places, at = places[inside], at[inside]
+            pairs.append((places, at))
+            at = self._trie.parents[at]
+        seen = [np.concatenate(part) for part in zip(*pairs, strict=True)] or [np.zeros(0, dtype=np.int64)] * 2
+        above, column = np.unique(seen[1], return_inverse=True)
+        visible = np.concatenate(
+            [np.ones((len(nodes), self._stem)), np.zeros((len(nodes), len(above))), np.eye(len(nodes))], axis=1
+        ).astype(bool)
+        visible[seen[0], self._stem + column] = True
+        return above, visible
+
+    def _mask(self, visible: np.ndarray) -> torch.Tensor:
+        # Additive, as in engine.py: a boolean mask is silently wrong under eager attention.
         mask = torch.full(visible.shape, torch.finfo(self._model.dtype).min, dtype=self._model.dtype)
         return mask.masked_fill_(torch.from_numpy(visible), 0.0).to(self._model.device)[None, None]
+
+
+class _Branches(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+    """Keys and values of one layer for everything computed so far, (1, n_heads, n, width) with room to grow.
+
+    A pass appends its own and attends to the columns in `shown`. transformers' own layer copies all of them every time.
+    """
+
+    _layer_type = None  # transformers registers subclasses by this name, in place of its own
+    shown: torch.Tensor
+    n = 0
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values, self.n = key_states, value_states, key_states.shape[2]
+            return key_states, value_states
+        start, self.n = self.n, self.n + key_states.shape[2]
+        while self.n > self.keys.shape[2]:
+            self.keys, self.values = (torch.cat([kept, torch.empty_like(kept)], 2) for kept in (self.keys, self.values))
+        self.keys[:, :, start : self.n], self.values[:, :, start : self.n] = key_states, value_states
+        return self.keys.index_select(2, self.shown), self.values.index_select(2, self.shown)
+
+    def get_seq_length(self) -> int:
+        return self.n
