@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,22 +13,24 @@ from fewrec_prompt.backends.plan import TokenSequence
 SIZES = (512, 1024, 2048, 4096)
 
 
-def least_flop(model: Any, sequences: Iterable[TokenSequence]) -> float:
+def least_flop(model: Any, sequences: Sequence[TokenSequence]) -> float:
     """Floating-point operations nobody can avoid, over all sequences of a run together.
 
     Unique tokens (a token after the same tokens is one token, whoever asks) through the body; unique scored positions
     through the LM head; every token's attention to itself and what comes before it.
     """
-    nodes: set[tuple[int, ...]] = set()
-    scored: set[tuple[int, ...]] = set()
-    for sequence in sequences:
-        nodes.update(sequence.ids[:end] for end in range(1, len(sequence.ids)))
-        scored.update(sequence.ids[:end] for end in range(sequence.scored_from, len(sequence.ids)))
+    nodes = unique_tokens(sequences)
+    scored = {one.ids[:end] for one in sequences for end in range(one.scored_from, len(one.ids))}
     config = model.config
     seen = sum(len(node) for node in nodes)
     body = 2 * n_body(model) * len(nodes)
     head = 2 * config.hidden_size * config.vocab_size * len(scored)
     return float(body + head + 4 * config.hidden_size * config.num_hidden_layers * seen)
+
+
+def unique_tokens(sequences: Sequence[TokenSequence]) -> set[tuple[int, ...]]:
+    """Every token that predicts one, as itself and all before it. The last token of a sequence predicts nothing."""
+    return {one.ids[:end] for one in sequences for end in range(1, len(one.ids))}
 
 
 def n_body(model: Any) -> int:

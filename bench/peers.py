@@ -1,7 +1,7 @@
 """Ways to score the same continuations with the same model: our engine, and what it is measured against.
 
-All of them get questions as text and give the summed log-probability (nats) of each continuation. None keeps anything
-from one call to the next but the loaded model. Others stand in peer_vllm.py and peer_ct2.py.
+All of them get questions as text and give the summed log-probability (nats) of each continuation. What the backend
+keeps between questions is dropped before each timed run (`forget`). Others stand in peer_vllm.py and peer_ct2.py.
 """
 
 from __future__ import annotations
@@ -36,14 +36,13 @@ def ours(backend: CausalBackend) -> Peer:
     """This package's engine, a user at a time."""
 
     def score(questions: Sequence[Question]) -> list[float]:
-        forget(backend)
         return [float(row.sum()) for rows in backend.logprobs(questions) for row in rows]
 
     return Peer("fewrec-prompt", score)
 
 
 def forget(backend: CausalBackend) -> None:
-    """Drop what the backend keeps of earlier calls: encoded questions."""
+    """Drop what the backend keeps of earlier questions, so that no run is helped by the one before it."""
     backend.tokens.encode.cache_clear()
 
 
@@ -78,7 +77,6 @@ def cached_prefix(backend: CausalBackend) -> Peer:
     """
 
     def score(questions: Sequence[Question]) -> list[float]:
-        forget(backend)
         return [value for question in questions for value in _expanded(backend.model, backend.tokens.encode(question))]
 
     return Peer("hand-written loop", score)

@@ -48,8 +48,8 @@ class Result:
 
     ratios: tuple[float, ...] = ()
     peer: str = ""
-    ours: float | None = None
-    theirs: float | None = None
+    ours: float = 0.0
+    theirs: float = 0.0
     unit: str = "ms/user"
     difference: float | None = None
     note: str = ""

@@ -62,7 +62,7 @@ def harness(work: Work, precision: str, ratio: float) -> Row:
     def measure(asked: Asked) -> Result:
         model, users = backend(precision), users_of(work, asked.users)
         peer, note = timing.best_lm_eval(model, users)
-        found = timing.compare(peers.ours(model), peer, users, asked.runs, tolerance(precision))
+        found = timing.compare(model, peer, users, asked.runs, tolerance(precision))
         return replace(found, note=note)
 
     return speed(work, precision, ratio, "lm-eval", "lm-evaluation-harness", measure)
@@ -78,7 +78,7 @@ def against(work: Work, precision: str, ratio: float, tag: str, name: str, open_
     def measure(asked: Asked) -> Result:
         model, users = backend(own), users_of(work, asked.users)
         with open_peer(model, asked) as peer:
-            return timing.compare(peers.ours(model), peer, users, asked.runs, tolerance(precision))
+            return timing.compare(model, peer, users, asked.runs, tolerance(precision))
 
     return speed(work, precision, ratio, tag, name, measure)
 
@@ -88,7 +88,7 @@ def limit(work: Work, precision: str, ratio: float) -> Row:
 
     def measure(asked: Asked) -> Result:
         model = backend(precision)
-        return timing.share_of_limit(model, peers.ours(model), users_of(work, asked.users), asked.runs)
+        return timing.share_of_limit(model, users_of(work, asked.users), asked.runs)
 
     return speed(work, precision, ratio, "limit", "arithmetic limit", measure)
 

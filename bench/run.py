@@ -40,11 +40,15 @@ def main() -> int:
     store = Store(asked.out / "results", {"users": asked.users, "runs": asked.runs})
     request = Asked(asked.users, asked.runs, asked.vllm_python)
     for row in chosen:
-        kept = None if asked.again else store.get(row.name)
-        if kept is None or kept.result.problem:
-            kept = store.put(row.name, attempt(row, request))
+        kept = measured(row, store, request, again=asked.again)
         print(line(row, kept) if row.bar else kept.result.text, flush=True)
     return finish(list(rows()), store, asked.out / "RESULTS.md", HOW.format(users=asked.users, runs=asked.runs))
+
+
+def measured(row: Row, store: Store, asked: Asked, *, again: bool) -> Kept:
+    """What is kept of the row, or else what it comes to now; a row that had a problem is tried again."""
+    kept = None if again else store.get(row.name)
+    return store.put(row.name, attempt(row, asked)) if kept is None or kept.result.problem else kept
 
 
 def attempt(row: Row, asked: Asked) -> Result:

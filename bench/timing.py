@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 
 from limits import gemm_rate, least_flop, seconds
-from peers import Peer, lm_eval
+from peers import Peer, forget, lm_eval, ours
 from results import Result
 
 from fewrec_prompt.backends.causal import CausalBackend
@@ -31,24 +31,26 @@ def answers(peer: Peer, users: Users) -> list[float]:
     return [value for asked in users for value in peer.score(asked)]
 
 
-def compare(ours: Peer, peer: Peer, users: Users, runs: int, tolerance: float | None) -> Result:
+def compare(backend: CausalBackend, peer: Peer, users: Users, runs: int, tolerance: float | None) -> Result:
     """The peer's time over ours, a ratio a run. Raises DifferentAnswersError beyond the tolerance (None: any)."""
-    pairs = zip(answers(ours, users), answers(peer, users), strict=True)
+    mine = ours(backend)
+    pairs = zip(answers(mine, users), answers(peer, users), strict=True)
     apart = max(abs(a - b) for a, b in pairs)
     if tolerance is not None and not apart <= tolerance:
         raise DifferentAnswersError(f"answers differ by {apart:.1e} nat, {tolerance:.0e} is allowed")
-    times = [(_time(ours, users), _time(peer, users)) for _ in range(runs)]
+    times = [(_time(backend, mine, users), _time(backend, peer, users)) for _ in range(runs)]
     return _result([theirs / own for own, theirs in times], times, len(users), peer=peer.name, difference=apart)
 
 
-def share_of_limit(backend: CausalBackend, ours: Peer, users: Users, runs: int) -> Result:
+def share_of_limit(backend: CausalBackend, users: Users, runs: int) -> Result:
     """The arithmetic limit's time over ours; its rate is the better one of those before and after each run."""
     sequences = [one for asked in users for question in asked for one in backend.tokens.encode(question)]
     flop, dtype = least_flop(backend.model, sequences), backend.model.dtype
-    answers(ours, users)
+    mine = ours(backend)
+    answers(mine, users)
     rates, times = [gemm_rate(dtype)], []
     for _ in range(runs):
-        own = _time(ours, users)
+        own = _time(backend, mine, users)
         rates.append(gemm_rate(dtype))
         times.append((own, flop / max(rates[-2:])))
     name = f"{flop / len(users) / 1e9:.0f} GFLOP/user at {statistics.median(rates) / 1e9:.0f} GFLOP/s"
@@ -59,12 +61,13 @@ def best_lm_eval(backend: CausalBackend, users: Users) -> tuple[Peer, str]:
     """lm-evaluation-harness at the batch size that is fastest on the first two users, and what all of them took."""
     ways = [lm_eval(backend, size) for size in BATCHES]
     answers(ways[0], users[:1])
-    times = [_time(way, users[:2]) for way in ways]
+    times = [_time(backend, way, users[:2]) for way in ways]
     per_user = [f"{size}: {1000 * spent / len(users[:2]):.0f}" for size, spent in zip(BATCHES, times, strict=True)]
     return ways[times.index(min(times))], f"lm-eval's batch sizes, ms/user: {', '.join(per_user)}"
 
 
-def _time(peer: Peer, users: Users) -> float:
+def _time(backend: CausalBackend, peer: Peer, users: Users) -> float:
+    forget(backend)
     return seconds(lambda: answers(peer, users))
 
 
