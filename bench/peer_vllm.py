@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import NotInstalledError, Peer
+from peers import NotInstalledError, Peer, PeerError
 
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.types import Question
@@ -56,5 +56,5 @@ def _answer(process: subprocess.Popen[str]) -> Any:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError(f"vLLM ended with {process.wait()}; run bench/vllm_worker.py by hand to see why")
+        raise PeerError(f"vLLM ended with {process.wait()}; run bench/vllm_worker.py by hand to see why")
     return json.loads(line)

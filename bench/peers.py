@@ -23,6 +23,10 @@ class NotInstalledError(Exception):
     """A peer that is not on this machine. The message says how to get it."""
 
 
+class PeerError(Exception):
+    """A peer that cannot be compared with: it fails, or answers another question than ours."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """A way to score, and what to call it in a table. `at_once`: it is given the questions of all users in one call."""

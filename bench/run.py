@@ -4,7 +4,7 @@
     .venv/bin/python bench/run.py --only 'titles-10-*'    # rows by name; --list shows them
     .venv/bin/python bench/run.py --only memory --again   # measure anew
 
-Prints the table and writes bench/RESULTS.md. Ends with 1 if a peer gave other answers than ours.
+Prints the table and writes bench/RESULTS.md. Ends with 1 if a peer failed or gave other answers than ours.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from peers import NotInstalledError
+from peers import NotInstalledError, PeerError
 from results import HERE, Kept, Result, Store, line, page
 from rows import Asked, Row, rows
-from timing import DifferentAnswersError
 
 HOW = """SmolLM2-135M on the CPU, MovieLens-100K test users with 20 candidates each: {users} users a run, medians of
 {runs} interleaved runs. Both sides get the same texts, weights, precision and number of threads. Before anything is
@@ -57,7 +56,7 @@ def attempt(row: Row, asked: Asked) -> Result:
         return row.measure(asked)
     except NotInstalledError as error:
         return Result(problem=f"not installed ({error})")
-    except DifferentAnswersError as error:
+    except PeerError as error:
         return Result(problem=f"ERROR: {error}")
 
 

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 
 from limits import gemm_rate, least_flop, seconds
-from peers import Peer, forget, lm_eval, ours
+from peers import Peer, PeerError, forget, lm_eval, ours
 from results import Result
 
 from fewrec_prompt.backends.causal import CausalBackend
@@ -20,10 +20,6 @@ BATCHES = (1, 4, 8, 16, 20, 32)
 Users = Sequence[Sequence[Question]]
 
 
-class DifferentAnswersError(Exception):
-    """A peer that computes something else cannot be compared with."""
-
-
 def answers(peer: Peer, users: Users) -> list[float]:
     """Summed log-probabilities of every continuation of every user."""
     if peer.at_once:
@@ -32,12 +28,12 @@ def answers(peer: Peer, users: Users) -> list[float]:
 
 
 def compare(backend: CausalBackend, peer: Peer, users: Users, runs: int, tolerance: float | None) -> Result:
-    """The peer's time over ours, a ratio a run. Raises DifferentAnswersError beyond the tolerance (None: any)."""
+    """The peer's time over ours, a ratio a run. Raises PeerError beyond the tolerance (None: any)."""
     mine = ours(backend)
     pairs = zip(answers(mine, users), answers(peer, users), strict=True)
     apart = max(abs(a - b) for a, b in pairs)
     if tolerance is not None and not apart <= tolerance:
-        raise DifferentAnswersError(f"answers differ by {apart:.1e} nat, {tolerance:.0e} is allowed")
+        raise PeerError(f"answers differ by {apart:.1e} nat, {tolerance:.0e} is allowed")
     times = [(_time(backend, mine, users), _time(backend, peer, users)) for _ in range(runs)]
     return _result([theirs / own for own, theirs in times], times, len(users), peer=peer.name, difference=apart)
 

@@ -8,6 +8,8 @@ from that token on of each; the first line it writes is what it calls itself. Mo
 echo    prompt log-probabilities as vLLM gives them. For those it computes every token anew, prefix cache or not.
 cached  the strongest that was found: the shared beginnings are asked first, then the sequences, told to read the cache
         all the same. What is read has no log-probabilities, and is not scored.
+
+The model is compiled, as vLLM does by itself (with g++; minutes at the first start): it takes a sixth less time so.
 """
 
 import json
@@ -34,7 +36,6 @@ def main() -> None:
     llm = LLM(
         model=folder,
         dtype=dtype,
-        enforce_eager=True,
         max_model_len=2048,
         enable_prefix_caching=True,
         block_size=BLOCK,

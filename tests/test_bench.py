@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import gpu
 import limits
+import peer_vllm
 import peers
 import pytest
 import results
@@ -16,6 +18,7 @@ from _tiny import TITLES, model, plain, tokenizer
 
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.engine import plain_logprobs
+from fewrec_prompt.backends.models import ModelFiles
 from fewrec_prompt.backends.plan import TokenSequence
 from fewrec_prompt.backends.precision import NumericMode
 
@@ -63,7 +66,7 @@ def test_a_peer_with_other_answers_is_not_timed():
     made = backend()
     wrong = peers.Peer("wrong", lambda questions: [value + 2e-3 for value in peers.ours(made).score(questions)])
 
-    with pytest.raises(timing.DifferentAnswersError, match="differ by 2"):
+    with pytest.raises(peers.PeerError, match="differ by 2"):
         timing.compare(made, wrong, users(), 1, timing.TOLERANCE)
 
 
@@ -71,7 +74,7 @@ def test_a_peer_without_an_answer_is_not_timed():
     made = backend()
     broken = peers.Peer("broken", lambda questions: [float("nan")] * sum(len(one.continuations) for one in questions))
 
-    with pytest.raises(timing.DifferentAnswersError):
+    with pytest.raises(peers.PeerError):
         timing.compare(made, broken, users(), 1, timing.TOLERANCE)
 
 
@@ -182,9 +185,18 @@ def test_a_peer_that_is_not_there_is_said_and_no_error(tmp_path):
     assert "not installed (vLLM: make bench-vllm)" in page
 
 
+def test_a_vllm_that_dies_is_a_row_without_a_ratio(tmp_path):
+    """Here /bin/false stands for an interpreter without vLLM."""
+    made = backend()
+    made.files = ModelFiles("made", tmp_path, "0" * 64)
+
+    with pytest.raises(peers.PeerError, match="vLLM ended with 1"), peer_vllm.vllm(made, Path("/bin/false"), "cached"):
+        pass
+
+
 def test_other_answers_end_in_an_error(tmp_path):
     def differing(asked):
-        raise timing.DifferentAnswersError("answers differ by 2.0e-03 nat")
+        raise peers.PeerError("answers differ by 2.0e-03 nat")
 
     status, page = measure(tmp_path, row(differing))
 
