@@ -147,7 +147,11 @@ def build(shape: Shape, dtype: torch.dtype, device: str, n_layers: int | None = 
     config = AutoConfig.for_model(shape.family, **(shape.config | changes))
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def packed(model: Any) -> Any:
+    """The model, with the attention that our engine gives it."""
     layout, reason = choose_layout(model)
     assert layout == "packed", reason
     return model
@@ -229,7 +233,7 @@ def parity(shape: Shape, size: Size, device: str) -> str:
 
 def both(shape: Shape, size: Size, device: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of every token of two users: ours, the batch's."""
-    model = build(shape, dtype, device, size.parity_layers)
+    model = packed(build(shape, dtype, device, size.parity_layers))
     users = users_of(replace(size, n_users=2), model.config.vocab_size)
     ours, theirs = (way(model, users) for way in (score, per_candidate_batch))
     return torch.cat([row for rows in ours for row in rows]), torch.cat([row for rows in theirs for row in rows])
@@ -259,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("|---|---|---|---|---|---|---|")
     for shape in size.shapes:
         for precision in asked.precisions:
-            model = PRECISIONS[precision](build(shape, torch.bfloat16, asked.device), asked.device)
+            model = PRECISIONS[precision](packed(build(shape, torch.bfloat16, asked.device)), asked.device)
             print(line(shape, precision, measure(model, size, asked.device, asked.runs)), flush=True)
             del model
     print("\n| model | layers | fp32, ours − batch | bf16, ours − batch | ours, bf16 − fp32 |")
