@@ -65,8 +65,15 @@ def is_number(column: Any) -> bool:
     return bool(pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
 
 
+def is_moment(column: Any) -> bool:
+    """Whether the column holds points in time."""
+    return bool(pa.types.is_timestamp(column.type))
+
+
 def floats(column: Any) -> Any:
-    """A column of numbers as float64, NaN where there is none."""
+    """A column of numbers as float64, of times as seconds since 1970, NaN where there is none."""
+    if is_moment(column):
+        return floats(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())) / 1e6
     return column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
 
 

@@ -19,17 +19,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from fewrec_prompt.data.catalogue import read_catalogue
+from fewrec_prompt.data.catalogue import OnProblem, read_catalogue
+from fewrec_prompt.data.columns import Coded, Column, Table
 from fewrec_prompt.data.queries import QuerySet, no_problems
-from fewrec_prompt.data.tables import Coded, Column, Table, read_table, sources
+from fewrec_prompt.data.tables import read_table, sources
 from fewrec_prompt.errors import DataError
 from fewrec_prompt.types import Interaction, Item, Query
 
-OnProblem = Literal["error", "count"]
 COLUMNS = (
     Column("user_id", "id"),
     Column("history", "ids"),
