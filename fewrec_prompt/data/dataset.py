@@ -18,6 +18,7 @@ from fewrec_prompt.types import Interaction, Item
 Codes = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 T = TypeVar("T", bound=np.generic)
+LONG_AGO = 1e8  # seconds: 1973; nothing that is recommended was logged before
 FAR = 1e11  # seconds: the year 5138; as milliseconds, 1973
 
 
@@ -47,6 +48,25 @@ class Dataset:
     def sizes(self) -> tuple[int, int, int]:
         """How many users, items and interactions there are."""
         return len(self.user_ids), len(self.item_ids), len(self.codes)
+
+    @property
+    def user_of(self) -> Codes:
+        """The user, as a position in `user_ids`, of every interaction."""
+        return np.repeat(np.arange(len(self.user_ids), dtype=np.int32), np.diff(self.starts))
+
+    @property
+    def has_order(self) -> bool:
+        """Whether times tell what came first, for one user at least."""
+        if self.times is None:
+            return False
+        later = np.diff(self.times) > 0
+        later[self.starts[1:-1] - 1] = False  # from one user to the next
+        return bool(later.any())
+
+    @property
+    def has_calendar(self) -> bool:
+        """Whether times are those of a clock, and not positions in a list."""
+        return self.times is not None and bool(np.nanmax(self.times) >= LONG_AGO)
 
     def user(self, user_id: str) -> int:
         """The person's position in `user_ids`. Raises DataError if there is no such person."""

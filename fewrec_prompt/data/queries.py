@@ -5,17 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from fewrec_prompt.data.dataset import Dataset
 from fewrec_prompt.types import Query
 
 PROBLEMS = ("missing_target", "duplicate_candidates", "history_repeats", "unknown_ids", "empty_titles")
-"""What can be counted: queries that have the problem, and for empty_titles items of the catalogue."""
+"""What can be counted: queries that have the problem; for empty_titles items of the catalogue; of a data set, the
+interactions that were dropped for unknown_ids."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Training:
+    """Interactions that may be learnt from, as positions in a data set: none is an answer, of whatever user."""
+
+    dataset: Dataset
+    positions: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class QuerySet:
     """Queries to rank, and what is needed to judge the rankings afterwards.
 
-    Recommenders get single queries and the popularity, never this: `qrels` is for the harness alone.
+    Recommenders get single queries and what may be learnt from, never this: `qrels` is for the harness alone.
     """
 
     queries: tuple[Query, ...]
@@ -23,8 +36,9 @@ class QuerySet:
     problems: dict[str, int]  # every name of PROBLEMS, most often with 0
     popularity: Mapping[str, int]  # interactions by item id, for every item; no target is counted in it
     sources: dict[str, str]  # sha256 of the files it was made from, by file name
+    training: Training | None = None  # None where only queries are known
 
 
-def no_problems(empty_titles: int = 0) -> dict[str, int]:
-    """A count of zero for every kind of problem, but for the titles."""
-    return dict.fromkeys(PROBLEMS, 0) | {"empty_titles": empty_titles}
+def no_problems(empty_titles: int = 0, unknown_ids: int = 0) -> dict[str, int]:
+    """A count of zero for every kind of problem, but for those that a data set has."""
+    return dict.fromkeys(PROBLEMS, 0) | {"empty_titles": empty_titles, "unknown_ids": unknown_ids}

@@ -87,7 +87,6 @@ def _batches(path: Path, names: Sequence[str], wanted: Sequence[Column], dialect
         encoding=dialect.encoding,
         keep_default_na=False,  # "None" and "NA" are text; only a number may be missing, where nothing is written
         na_values={column.name: [""] for column in wanted if not column.coded},
-        float_precision="round_trip",
         skip_blank_lines=False,
         chunksize=ROWS,
     )
