@@ -101,8 +101,11 @@ def read_queries(
     return QuerySet(queries, qrels, dict(problems), popularity, sources(table, *files))
 
 
-def write_queries(path: Path, queries: QuerySet) -> None:
-    """Write a file that `read_queries` reads. It appears whole or not at all. Raises StorageError if it cannot."""
+def write_queries(path: Path, queries: QuerySet, note: Mapping[str, Any] | None = None) -> None:
+    """Write a file that `read_queries` reads, with a note of where it is from. Raises StorageError if it cannot.
+
+    It appears whole or not at all.
+    """
     from fewrec_prompt.data.parquet_files import write
 
     columns: dict[str, list[Any]] = {
@@ -115,7 +118,7 @@ def write_queries(path: Path, queries: QuerySet) -> None:
     for name, values in (("history_ratings", _ratings(queries)), ("history_times", _times(queries))):
         if any(value is not None for row in values for value in row):
             columns[name] = values
-    write(path, columns)
+    write(path, columns, note)
 
 
 @dataclass(frozen=True, slots=True)

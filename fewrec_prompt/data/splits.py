@@ -76,7 +76,8 @@ def queries_of(
     Test users are `sizes.users` of the eligible ones, drawn by the seed; with fewer and the same seed they are the
     first of the same draw. Raises DataError where users are too few, or one has left too few items unseen.
     """
-    counts = np.bincount(dataset.codes[cut.training], minlength=len(dataset.item_ids))
+    taken = counts_of(dataset, cut.training)
+    counts = np.fromiter(taken.values(), dtype=np.int64)
     queries, qrels = [], {}
     for case in part_of(dataset, cut, sizes, seed, split):
         user_id, target = dataset.user_ids[case.user], int(dataset.codes[case.target])
@@ -85,7 +86,6 @@ def queries_of(
         queries.append(Query(user_id, known, candidates))
         qrels[user_id] = frozenset({dataset.item_ids[target]})
     problems = no_problems(dataset.empty_titles, dataset.unknown_items)
-    taken = dict(zip(dataset.item_ids, counts.tolist(), strict=True))
     return QuerySet(tuple(queries), qrels, problems, taken, dict(dataset.sources), Training(dataset, cut.training))
 
 
@@ -127,11 +127,15 @@ def part_of(dataset: Dataset, cut: Cut, sizes: Sizes, seed: int, split: Split) -
     return [cut.cases[position] for position in chosen]
 
 
+def counts_of(dataset: Dataset, positions: Positions) -> dict[str, int]:
+    """How often each item was taken in these interactions."""
+    counts = np.bincount(dataset.codes[positions], minlength=len(dataset.item_ids))
+    return dict(zip(dataset.item_ids, counts.tolist(), strict=True))
+
+
 def popularity(dataset: Dataset) -> dict[str, int]:
     """How often each item was taken, leaving out the last interaction of every user."""
-    ends = dataset.starts[1:] - 1  # everybody in user_ids has an interaction
-    counts = np.bincount(np.delete(dataset.codes, ends), minlength=len(dataset.item_ids))
-    return dict(zip(dataset.item_ids, counts.tolist(), strict=True))
+    return counts_of(dataset, np.setdiff1d(np.arange(len(dataset.codes)), dataset.starts[1:] - 1))
 
 
 # --- where to cut ----------------------------------------------------------------------------------------------------

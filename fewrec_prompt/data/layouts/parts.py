@@ -89,13 +89,19 @@ class Layout:
     def __call__(self, folder: Path, on_problem: OnProblem = "error") -> Dataset:
         """The data set in this folder. Raises DataError for missing files and columns, and broken rows."""
         inter = _only(folder, self._interaction_files(folder), self.interactions)
-        shelf, item_table = self.catalogue(_only(folder, self.items.find(folder), self.items), on_problem)
+        items = _only(folder, self.items.find(folder), self.items)
+        people = self.users.find(folder) if self.users else []
+        return self.read(inter, items, _only(folder, people, self.users) if people and self.users else None, on_problem)
+
+    def read(self, inter: Path, items: Path, people: Path | None, on_problem: OnProblem = "error") -> Dataset:
+        """The data set of these files."""
+        shelf, item_table = self.catalogue(items, on_problem)
         columns = self.interactions.columns(inter, INTERACTION)
         table = read_table(inter, list(columns.values()), form=self.interactions.form)
         names = {role: columns[role].name if role in columns else role for role in INTERACTION}
-        data = dataset(folder.name, shelf, table, **names, on_problem=on_problem)
-        people, user_tables = self._people(folder)
-        return replace(data, users=people, sources=sources(table, item_table, *user_tables))
+        data = dataset(inter.parent.name, shelf, table, **names, on_problem=on_problem)
+        known, user_tables = self._people(people)
+        return replace(data, users=known, sources=sources(table, item_table, *user_tables))
 
     def _interaction_files(self, folder: Path) -> list[Path]:
         """A pattern as wide as `*.json` also fits the catalogue, which is not meant."""
@@ -112,11 +118,9 @@ class Layout:
         fields = [fields_of(self.tidied(row)) for row in rows]
         return catalogue(table, columns["item"].name, titles, fields, on_problem), table
 
-    def _people(self, folder: Path) -> tuple[dict[str, Fields], list[Table]]:
-        found = self.users.find(folder) if self.users else []
-        if not found or self.users is None:
+    def _people(self, path: Path | None) -> tuple[dict[str, Fields], list[Table]]:
+        if path is None or self.users is None:
             return {}, []
-        path = _only(folder, found, self.users)
         columns = self.users.columns(path, PERSON)
         table = read_table(path, list(columns.values()), rest=True, form=self.users.form)
         return dict(zip(table[columns["user"].name], map(fields_of, table.rest), strict=True)), [table]

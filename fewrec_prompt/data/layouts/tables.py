@@ -30,12 +30,11 @@ TABLES = Layout(Part(_called("interactions"), ROLES), Part(_called("items"), ROL
 
 
 def own(
-    folder: Path,
-    interactions: str,
-    items: str,
+    interactions: Path,
+    items: Path,
     columns: Mapping[str, str],
     on_problem: OnProblem = "error",
 ) -> Dataset:
-    """A data set of two files of the folder, whose columns are called as `columns` says (role: name) or as in ROLES."""
+    """A data set of two files, whose columns are called as `columns` says (role: name) or as in ROLES."""
     roles = {role: (columns[role],) if role in columns else names for role, names in ROLES.items()}
-    return Layout(Part((interactions,), roles), Part((items,), roles))(folder, on_problem)
+    return Layout(Part((), roles), Part((), roles)).read(interactions, items, None, on_problem)
