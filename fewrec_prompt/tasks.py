@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 
@@ -19,7 +19,7 @@ from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.calibration import CalibrationName
 from fewrec_prompt.data import read_dataset
 from fewrec_prompt.data.candidates import SamplerName, sampler_of
-from fewrec_prompt.data.catalogue import read_catalogue
+from fewrec_prompt.data.catalogue import OnProblem, read_catalogue
 from fewrec_prompt.data.dataset import Dataset
 from fewrec_prompt.data.filters import k_core, liked
 from fewrec_prompt.data.layouts import tables
@@ -69,7 +69,7 @@ class DataSettings(Settings):
     interactions: str | None = None
     columns: ColumnSettings = ColumnSettings()
     domain: DomainSettings = DomainSettings()
-    on_problem: Literal["error", "count"] = "error"
+    on_problem: OnProblem = "error"
     users: PositiveInt | None = None  # None: 200 of a data set, all of a queries file
     all_users: bool = False  # of a data set
     history: PositiveInt | None = None  # latest items shown; None: 10 of a data set, all of a queries file
@@ -224,7 +224,10 @@ def load_dataset(task: Task, say: Say = quiet) -> Dataset:
     settings = task.settings.data
     if settings.queries is not None:
         raise TaskError(f"{task.path}: names ready queries, and no data set to draw from")
-    data = _named(settings.dataset, task, say) if settings.dataset is not None else _own_dataset(task)
+    if settings.dataset is None:
+        data = _own_dataset(task)
+    else:
+        data = dataset_called(settings.dataset, settings.on_problem, wanted_by=f"{task.path}: ", say=say)
     if settings.min_rating is not None:
         data = liked(data, settings.min_rating)
     return data if settings.core is None else k_core(data, settings.core)
@@ -340,9 +343,12 @@ def _own_dataset(task: Task) -> Dataset:
     return tables.own(interactions, items, settings.columns.named(), settings.on_problem)
 
 
-def _named(name: str, task: Task, say: Say) -> Dataset:
-    """A data set that a person added, or one that is fetched. What is read is what it was when it got its name."""
-    added, on_problem = registered(), task.settings.data.on_problem
+def dataset_called(name: str, on_problem: OnProblem = "error", *, wanted_by: str = "", say: Say = quiet) -> Dataset:
+    """A data set that a person added, or one that is fetched. What is read is what it was when it got its name.
+
+    `wanted_by` begins the message of the TaskError for an unknown name.
+    """
+    added = registered()
     if entry := added.get(name):
         data = read_dataset(Path(entry.folder), entry.layout, on_problem)
         check(name, entry, data.sources)
@@ -350,7 +356,7 @@ def _named(name: str, task: Task, say: Say) -> Dataset:
     fetched = [asset for asset in assets.asset_names() if assets.describe(asset).layout]
     if name not in fetched:
         raise TaskError(
-            f"{task.path}: unknown dataset {name!r}; {did_you_mean(name, [*fetched, *added])} If you have its files: "
+            f"{wanted_by}unknown dataset {name!r}; {did_you_mean(name, [*fetched, *added])} If you have its files: "
             f"fewrec assets add {name} FOLDER"
         )
     return read_dataset(assets.get(name, say), assets.describe(name).layout, on_problem)

@@ -34,9 +34,11 @@ def evaluate(
     users: Annotated[int | None, typer.Option(min=1, help="How many test users; of a file, the first ones.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws users, candidates and their order.")] = None,
     split: Annotated[
-        Literal["test", "selection"], typer.Option(help="selection: all other users, to choose things on.")
+        Literal["test", "selection", "train"], typer.Option(help="selection: all other users, to choose things on.")
     ] = "test",
-    candidates: Annotated[Path | None, typer.Option(help="candidates.parquet of an earlier run.")] = None,
+    candidates: Annotated[
+        Path | None, typer.Option(help="A frozen candidate file, or candidates.parquet of a run.")
+    ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="nDCG@10, HR@5, MRR, … or any evaluate metric.")] = None,
     model: Annotated[str | None, typer.Option(help="Embedded model, local folder or Hugging Face id.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, int8 or int4.")] = "auto",

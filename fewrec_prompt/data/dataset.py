@@ -120,6 +120,7 @@ def dataset(
     user_ids, users = _sorted_codes(table[user])
     times, ratings = table.get(time), table.get(rating)
     times = None if times is None else in_seconds(times)
+    ratings = None if ratings is None or np.isnan(ratings).all() else ratings  # a column of nothing is none
     order = np.lexsort((users,) if times is None else (times, users))  # stable: ties keep the order of the file
     if n_unknown := int((codes < 0).sum()):
         order = order[codes[order] >= 0]
