@@ -24,6 +24,7 @@ from fewrec_prompt.data.dataset import Dataset
 from fewrec_prompt.data.filters import k_core, liked
 from fewrec_prompt.data.layouts import tables
 from fewrec_prompt.data.parquet_files import note
+from fewrec_prompt.data.protocols import FormName, read_protocol
 from fewrec_prompt.data.queries import QuerySet, Training
 from fewrec_prompt.data.query_files import own_queries, read_queries, write_queries
 from fewrec_prompt.data.registered import check, registered
@@ -83,6 +84,9 @@ class DataSettings(Settings):
     lists: str | None = None  # the file that the sampler "file" reads
     core: PositiveInt | None = None  # users and items with fewer interactions are left out, again and again
     min_rating: FiniteFloat | None = None  # what is rated lower is left out
+    file: str | None = None  # queries of a published protocol; {part} in it is test, valid or train
+    file_of: str | None = None  # the data set in whose folder it lies; None: `dataset`
+    form: FormName | None = None  # how it is read
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -96,6 +100,16 @@ class DataSettings(Settings):
             raise ValueError("`items`, the file with the titles, is missing")
         if self.queries is not None and (drawn := sorted(_DRAWN & self.model_fields_set)):
             raise ValueError(f"`{drawn[0]}` says how queries are drawn, but `queries` names a file with ready ones")
+        return self
+
+    @model_validator(mode="after")
+    def _of_a_protocol(self) -> Self:
+        if (self.file is None) != (self.form is None) or (self.file is None and self.file_of is not None):
+            raise ValueError("`file`, `form` and perhaps `file_of` go together")
+        if self.file is not None and self.dataset is None:
+            raise ValueError("`file` needs `dataset`, whose items it names")
+        if self.file is not None and (drawn := sorted(_DRAWN & self.model_fields_set)):
+            raise ValueError(f"`{drawn[0]}` says how queries are drawn, but `file` names ready ones")
         return self
 
     @model_validator(mode="after")
@@ -286,6 +300,8 @@ def provenance(task: Task, queries: QuerySet, split: Split) -> dict[str, Any]:
 
 def _drawn_queries(task: Task, dataset: Dataset, split: Split, candidates: Path | None) -> QuerySet:
     settings, seed = task.settings.data, task.settings.seed
+    if settings.form is not None and candidates is None:
+        return read_protocol(_protocol_file(task, split), settings.form, dataset, settings.users)
     made = cut(dataset, settings.split, share=settings.share, known=settings.known, seed=seed)
     if candidates is None:
         lists = task.file(settings.lists) if settings.lists else None
@@ -302,6 +318,23 @@ def _drawn_queries(task: Task, dataset: Dataset, split: Split, candidates: Path 
         sources=sources,
         training=Training(dataset, made.training),
     )
+
+
+def _protocol_file(task: Task, split: Split) -> Path:
+    """The file of a protocol in the folder of a data set that was added."""
+    settings, added = task.settings.data, registered()
+    name, file = str(settings.file_of or settings.dataset), str(settings.file)
+    if "{part}" not in file and split != "test":
+        raise TaskError(f"{task.path}: {file} has no {split!r} part")
+    if name not in added:
+        raise TaskError(
+            f"{task.path}: {file} lies in the data set {name!r}, which is not here; {did_you_mean(name, added)} "
+            f"If you have its files: fewrec assets add {name} FOLDER"
+        )
+    path = Path(added[name].folder) / file.replace("{part}", {"selection": "valid"}.get(split, split))
+    if not path.is_file():
+        raise TaskError(f"{task.path}: no file {path.name} in {path.parent}, where the data set {name!r} lies")
+    return path
 
 
 def _check_provenance(candidates: Path, dataset: Dataset) -> None:

@@ -46,7 +46,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run there is resumed.")] = None,
 ) -> None:
     """Rank the candidates of every user of a task, and print how good each row is."""
-    from fewrec_prompt import evaluation, tasks
+    from fewrec_prompt import evaluation, published, tasks
     from fewrec_prompt.cli.console import print_table, progress_bar, say
 
     found = tasks.load_task(task)
@@ -64,6 +64,8 @@ def evaluate(
     with _resumable(), progress_bar() as progress:
         run = evaluation.evaluate(found, options, out=out, say=say, progress=progress)
     print_table(run.record)
+    for line in published.lines(published.beside(run.record)):
+        typer.echo(line)
     typer.echo(f"\nrun     {run.folder / 'run.json'}\nreport  {run.folder / 'report.html'}")
 
 

@@ -57,7 +57,7 @@ def _shortcuts(queries: QuerySet) -> Iterator[tuple[str, Shortcut]]:
     if queries.training and queries.training.dataset.ratings is not None:
         shares = _share_liked(queries.training)
         yield "share liked", lambda query: np.array([shares.get(item.id, 0.0) for item in query.candidates])
-    yield "last-item similarity", _similar_to_last
+    yield "last-item similarity", _similar_to_last(queries)
     yield "longer title", _title_length
     yield "shorter title", lambda query: -_title_length(query)
 
@@ -77,9 +77,16 @@ def _share_liked(training: Training) -> Mapping[str, float]:
     return dict(zip(data.item_ids, shares.tolist(), strict=True))
 
 
-def _similar_to_last(query: Query) -> Scores:
-    """BM25 of each candidate's title when the title of the latest history item is asked for."""
-    return Index(item.title for item in query.candidates).scores(query.history[-1].item.title)
+def _similar_to_last(queries: QuerySet) -> Shortcut:
+    """BM25 of each candidate's title, among all that are asked for, when the title of the latest history item is asked."""
+    titles = {item.id: item.title for query in queries.queries for item in query.candidates}
+    row_of = {item_id: row for row, item_id in enumerate(titles)}
+    index = Index(titles.values())
+
+    def scores(query: Query) -> Scores:
+        return index.scores(query.history[-1].item.title)[[row_of[item.id] for item in query.candidates]]
+
+    return scores
 
 
 def _title_length(query: Query) -> Scores:
