@@ -52,6 +52,7 @@ class ColumnSettings(Settings):
 
     user: str | None = None
     item: str | None = None
+    id: str | None = None  # of the items file, where it calls ids otherwise than the interactions
     rating: str | None = None
     time: str | None = None
     title: str | None = None

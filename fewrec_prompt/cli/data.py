@@ -74,6 +74,8 @@ def _found(name: str, layout: str | None) -> tuple[Task | None, Dataset | None]:
 
 def _queries(task: Task | None, dataset: Dataset | None, n_users: int) -> tuple[Any, str]:
     """The queries of the task; of a data set, those of leaving one out, or of drawing one where there is no time."""
+    import numpy as np
+
     from fewrec_prompt import tasks
     from fewrec_prompt.data.splits import Sizes, cut, queries_of
 
@@ -82,7 +84,8 @@ def _queries(task: Task | None, dataset: Dataset | None, n_users: int) -> tuple[
     assert dataset is not None, "there is a task or a data set"
     try:
         made = cut(dataset, "leave-one-out" if dataset.has_order else "hold-out")
-        return queries_of(dataset, made, Sizes(min(n_users, len(made.cases)))), ""
+        unseen = len(dataset.item_ids) - int(np.diff(dataset.starts).max())  # of the one who has seen most, at least
+        return queries_of(dataset, made, Sizes(min(n_users, len(made.cases)), candidates=min(20, unseen + 1))), ""
     except DataError as error:
         return None, str(error)
 

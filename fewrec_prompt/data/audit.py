@@ -78,7 +78,7 @@ def _share_liked(training: Training) -> Mapping[str, float]:
 
 
 def _similar_to_last(queries: QuerySet) -> Shortcut:
-    """BM25 of each candidate's title, among all that are asked for, when the title of the latest history item is asked."""
+    """BM25 of each candidate's title, when the title of the latest history item is asked for among all candidates."""
     titles = {item.id: item.title for query in queries.queries for item in query.candidates}
     row_of = {item_id: row for row, item_id in enumerate(titles)}
     index = Index(titles.values())

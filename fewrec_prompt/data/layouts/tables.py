@@ -35,6 +35,10 @@ def own(
     columns: Mapping[str, str],
     on_problem: OnProblem = "error",
 ) -> Dataset:
-    """A data set of two files, whose columns are called as `columns` says (role: name) or as in ROLES."""
+    """A data set of two files, whose columns are called as `columns` says (role: name) or as in ROLES.
+
+    `id` is the items file's own name for item ids, where it has another one.
+    """
     roles = {role: (columns[role],) if role in columns else names for role, names in ROLES.items()}
-    return Layout(Part((), roles), Part((), roles)).read(interactions, items, None, on_problem)
+    shelf = roles | ({"item": (columns["id"],)} if "id" in columns else {})
+    return Layout(Part((), roles), Part((), shelf)).read(interactions, items, None, on_problem)
