@@ -91,14 +91,13 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.dataset is not None and (self.items or self.queries or self.interactions):
-            raise ValueError("give either `dataset` (a name) or files; a data set brings its own")
-        if self.dataset is None and self.queries is None and self.interactions is None:
+        files = next((name for name in ("queries", "interactions") if getattr(self, name) is not None), None)
+        if (self.dataset is None) == (files is None) or (self.dataset is not None and self.items is not None):
             raise ValueError(
-                "give `dataset` (a name), or the files `items` and `queries`, or `items` and `interactions`"
+                "give either `dataset` (a name), which brings its items, or `items` with `queries` or `interactions`"
             )
-        if self.dataset is None and self.items is None:
-            raise ValueError("`items`, the file with the titles, is missing")
+        if files is not None and self.items is None:
+            raise ValueError(f"`{files}` needs `items`, the file with their titles")
         if self.queries is not None and (drawn := sorted(_DRAWN & self.model_fields_set)):
             raise ValueError(f"`{drawn[0]}` says how queries are drawn, but `queries` names a file with ready ones")
         return self

@@ -112,6 +112,31 @@ def test_what_cannot_be_added_leaves_no_trace(folder: Path, name: str, layout: s
     assert not list_file().exists()
 
 
+def test_a_data_set_of_the_hub_has_its_commit_in_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[tuple[str, str, str]] = []
+
+    def fetched(name: str, *, repo_type: str, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((name, repo_type, revision))
+        assert not any(Path("script.py").match(pattern) for pattern in allow_patterns)
+        if name == "who/gone":
+            raise OSError("404: not there\nmore")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    commit = "0123456789" * 4
+
+    said("assets", "add", "films", f"who/films@{commit}")
+
+    assert asked == [("who/films", "dataset", commit)]
+    assert registered()["films"].folder == str(folder)
+    with pytest.raises(DataError, match=r"could not be fetched from the Hugging Face hub \(404: not there\)"):
+        said("assets", "add", "gone", f"who/gone@{commit}")
+    with pytest.raises(DataError, match="who/films@main: no such folder"):
+        said("assets", "add", "films", "who/films@main")
+
+
 def test_a_list_that_is_no_list_is_named(home: Path) -> None:
     home.mkdir()
     list_file().write_text("{")
@@ -138,9 +163,9 @@ def test_own_files_may_call_their_columns_as_they_like(tmp_path: Path) -> None:
 
 
 WRONG = {
-    'dataset = "films"\nitems = "a.csv"\n': "give either `dataset` .a name. or files",
-    'interactions = "a.csv"\n': "`items`, the file with the titles, is missing",
-    'items = "a.csv"\n': "give `dataset` .a name., or ",
+    'dataset = "films"\nitems = "a.csv"\n': "give either `dataset` .a name., which",
+    'interactions = "a.csv"\n': "`interactions` needs `items`, the file with their titles",
+    'items = "a.csv"\n': "give either `dataset` .a name., which brings its items, or ",
     'items = "a.csv"\nqueries = "b.csv"\nsplit = "hold-out"\n': "`split` says how queries are drawn",
     'dataset = "films"\nsampler = "full"\ncandidates = 9\n': "leave `candidates` out",
     'dataset = "films"\nsampler = "file"\n': "`lists`, a file with",

@@ -61,13 +61,16 @@ def show_path(
 
 def add_folder(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What tasks call it: dataset = NAME.")],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where its files lie. Nothing is copied.")],
+    folder: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER", help="Where its files lie; or OWNER/NAME@COMMIT of the hub."),
+    ],
     layout: Annotated[str | None, typer.Option(help="How its files are read; recognised where not given.")] = None,
 ) -> None:
     """Say where a data set lies. It is read once; every run checks that its files are still the same."""
     from fewrec_prompt.data import registered
 
-    entry = registered.add(name, folder, layout)
+    entry = registered.add(name, registered.from_hub(folder) or Path(folder), layout)
     users, items, interactions = entry.sizes
     _say(f"{name}: {users:,} users, {items:,} items, {interactions:,} interactions, layout {entry.layout}")
     typer.echo(f"{name}: {entry.folder}")

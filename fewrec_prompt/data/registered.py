@@ -13,9 +13,12 @@ from pathlib import Path
 
 from fewrec_prompt import assets
 from fewrec_prompt.data.layouts import LAYOUTS, detect, read_dataset
+from fewrec_prompt.data.tables import SUFFIXES
 from fewrec_prompt.errors import DataError, did_you_mean
 from fewrec_prompt.files import write_text
 
+_HUB = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+_DATA_FILES = tuple(f"*{suffix}" for suffix in (*SUFFIXES, ".gz", ".json", ".dat", ".data", ".item", ".inter", ".user"))
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -32,6 +35,29 @@ class Registered:
     def present(self) -> bool:
         """Whether the folder is still there."""
         return Path(self.folder).is_dir()
+
+
+def from_hub(source: str) -> Path | None:
+    """The folder of a Hugging Face data set, fetched if need be; None if this does not name one as OWNER/NAME@REVISION.
+
+    The revision is a commit, 40 hexadecimal digits, so that the same name is the same data. Nothing but data files is
+    fetched. Raises DataError if it cannot be had.
+    """
+    found = _HUB.fullmatch(source)
+    if found is None:
+        return None
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(found[1], repo_type="dataset", revision=found[2], allow_patterns=list(_DATA_FILES))
+        )
+    except Exception as error:  # of the hub, of the connection, of the disk: the library raises what it likes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{source}: could not be fetched from the Hugging Face hub ({reason}); check name and connection, "
+            "or fetch the files yourself and give their folder"
+        ) from error
 
 
 def list_file() -> Path:
