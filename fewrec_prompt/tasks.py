@@ -308,7 +308,9 @@ def _drawn_queries(task: Task, dataset: Dataset, split: Split, candidates: Path 
         sampler = sampler_of(settings.sampler, category=settings.category, lists=lists)
         return queries_of(dataset, made, settings.sizes, seed=seed, split=split, sampler=sampler)
     _check_provenance(candidates, dataset)
-    found = read_queries(candidates, dataset.items, on_problem=settings.on_problem, n_users=settings.users)
+    found = read_queries(
+        candidates, dataset.items, on_problem=settings.on_problem, on_repeats="count", n_users=settings.users
+    )
     problems = found.problems | {"empty_titles": dataset.empty_titles}  # the file knows only its own histories
     sources = dict(dataset.sources) | found.sources
     return replace(

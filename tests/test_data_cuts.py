@@ -172,7 +172,7 @@ def test_users_to_learn_from_are_nested_and_disjoint_from_all_others(make: Make)
     assert sum(map(len, parts)) == len(set().union(*parts))
     with pytest.raises(DataError, match="10 test users and 31 to learn from were asked, but there are 40"):
         asked(data, users=10, shots=31)
-    with pytest.raises(DataError, match="set `shots`"):
+    with pytest.raises(DataError, match="say how many with `shots`"):
         asked(data, users=10, split="train")
 
 

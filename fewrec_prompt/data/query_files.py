@@ -72,6 +72,7 @@ def read_queries(
     on_problem: OnProblem = "error",
     n_users: int | None = None,
     n_candidates: int | None = None,
+    on_repeats: OnProblem | None = None,
 ) -> QuerySet:
     """The queries in a file, over a catalogue of items: the first `n_users`, or all (None, or more than there are).
 
@@ -79,6 +80,8 @@ def read_queries(
     candidates, and ids that are not in the catalogue are errors; with on_problem = "count" such queries are kept,
     duplicates merged and unknown ids dropped, and the queries with each problem are counted. Whatever is counted, no
     query may be without history or candidates, or have fewer than `n_candidates`, and all have a target or none.
+
+    `on_repeats` says what becomes of an item twice in a history, where that is another matter: people buy things again.
 
     Popularity counts the histories of all queries in the file, or a file of `interactions` (user_id, item_id); what a
     user had to do with the own targets is left out. Whoever read the catalogue knows how many titles were empty; here
@@ -94,7 +97,8 @@ def read_queries(
     _check_targets(table, rows)
     used = rows[:n_users]
     problems = Counter(no_problems())
-    queries = tuple(_query(row, items, on_problem, problems, n_candidates) for row in used)
+    rules = (on_problem, on_repeats or on_problem)
+    queries = tuple(_query(row, items, rules, problems, n_candidates) for row in used)
     qrels = {row.user_id: frozenset(row.target) for row in used if row.target}
     counts, files = _counts(rows, interactions)
     popularity = {item_id: counts[item_id] for item_id in items}
@@ -143,6 +147,7 @@ class _Problem:
     kind: str
     column: str
     message: str
+    is_repeat: bool = False  # an item twice in a history, which may be so in the data
 
 
 def _rows(table: Table) -> list[_Row]:
@@ -169,13 +174,16 @@ def _check_targets(table: Table, rows: Sequence[_Row]) -> None:
 
 
 def _query(
-    row: _Row, items: Mapping[str, Item], on_problem: OnProblem, problems: Counter[str], n_candidates: int | None
+    row: _Row,
+    items: Mapping[str, Item],
+    rules: tuple[OnProblem, OnProblem],
+    problems: Counter[str],
+    n_candidates: int | None,
 ) -> Query:
     """The row as a query; what is wrong with it is an error or counted. Duplicates merge, unknown ids go."""
     _check_lengths(row, n_candidates)
     found = list(_problems(row, items))
-    if found and on_problem == "error":
-        first = found[0]
+    if first := next((problem for problem in found if rules[problem.is_repeat] == "error"), None):
         raise row.error(first.column, f'{first.message}; to score such queries and count them set on_problem = "count"')
     problems.update({problem.kind for problem in found})
     history = tuple(
@@ -214,7 +222,7 @@ def _problems(row: _Row, items: Mapping[str, Item]) -> Iterator[_Problem]:
     if taken := _within(row.candidates, row.history):
         yield _Problem("history_repeats", "candidates", f"item {taken[0]!r} is already in the history")
     if twice := _repeated(row.history):
-        yield _Problem("history_repeats", "history", f"item {twice[0]!r} stands twice in the history")
+        yield _Problem("history_repeats", "history", f"item {twice[0]!r} stands twice in the history", is_repeat=True)
     if missing := [item_id for item_id in row.target if item_id not in row.candidates]:
         yield _Problem("missing_target", "candidates", f"the target {missing[0]!r} is not among the candidates")
 

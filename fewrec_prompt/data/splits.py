@@ -86,7 +86,13 @@ def queries_of(
         queries.append(Query(user_id, known, candidates))
         qrels[user_id] = frozenset({dataset.item_ids[target]})
     problems = no_problems(dataset.empty_titles, dataset.unknown_items)
+    problems["history_repeats"] = sum(map(_repeats, queries))
     return QuerySet(tuple(queries), qrels, problems, taken, dict(dataset.sources), Training(dataset, cut.training))
+
+
+def _repeats(query: Query) -> bool:
+    """Whether an item stands twice in the history: people buy things again."""
+    return len({taken.item.id for taken in query.history}) < len(query.history)
 
 
 def leave_one_out(
@@ -122,8 +128,11 @@ def part_of(dataset: Dataset, cut: Cut, sizes: Sizes, seed: int, split: Split) -
     # From the end, so that 16 shots are the first 16 of 64.
     chosen = {"test": drawn[:n_test], "selection": drawn[n_test:kept], "train": drawn[kept:][::-1]}[split]
     if not chosen:
-        hint = "set `shots`" if split == "train" else "ask for fewer to have others left"
-        raise DataError(f"{dataset.name}: all {n_test} eligible users are test users; {hint}")
+        if split == "train":
+            raise DataError(f"{dataset.name}: no user is set apart to learn from; say how many with `shots`")
+        raise DataError(
+            f"{dataset.name}: all {n_test} eligible users are test users; ask for fewer to have others left"
+        )
     return [cut.cases[position] for position in chosen]
 
 
