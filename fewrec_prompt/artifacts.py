@@ -19,6 +19,7 @@ from fewrec_prompt.errors import ArtifactError, did_you_mean
 
 SUFFIX = {"prompts": ".jinja", "verbalizers": ".toml", "eval": ".toml"}
 NOUN = {"prompts": "template", "verbalizers": "verbalizer", "eval": "task"}
+OTHERS = {"published.toml"}  # lies in eval/ and is no task
 MAX_BYTES = 64 * 1024  # far above any template or task a person writes
 
 
@@ -43,7 +44,8 @@ def names(kind: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in (shipped_folder(kind), Path(kind)):
         if folder.is_dir():
-            found |= {path.stem: path for path in sorted(folder.glob("*" + SUFFIX[kind])) if path.is_file()}
+            files = sorted(path for path in folder.glob("*" + SUFFIX[kind]) if path.name not in OTHERS)
+            found |= {path.stem: path for path in files if path.is_file()}
     return found
 
 

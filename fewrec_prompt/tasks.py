@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 
@@ -17,13 +18,20 @@ from fewrec_prompt.artifacts import Settings
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.calibration import CalibrationName
 from fewrec_prompt.data import read_dataset
-from fewrec_prompt.data.catalogue import read_catalogue
+from fewrec_prompt.data.candidates import SamplerName, sampler_of
+from fewrec_prompt.data.catalogue import OnProblem, read_catalogue
 from fewrec_prompt.data.dataset import Dataset
+from fewrec_prompt.data.filters import k_core, liked
+from fewrec_prompt.data.layouts import tables
+from fewrec_prompt.data.parquet_files import note
+from fewrec_prompt.data.protocols import FormName, read_protocol
 from fewrec_prompt.data.queries import QuerySet
-from fewrec_prompt.data.query_files import own_queries, read_queries
-from fewrec_prompt.data.splits import Split, leave_one_out, popularity
-from fewrec_prompt.data.training import all_but_last
-from fewrec_prompt.errors import ArtifactError, TaskError, did_you_mean
+from fewrec_prompt.data.query_files import own_queries, read_queries, write_queries
+from fewrec_prompt.data.registered import check, registered
+from fewrec_prompt.data.splits import Sizes, Split, SplitName, counts_of, cut, queries_of
+from fewrec_prompt.data.tables import sha256_of
+from fewrec_prompt.data.training import part_at
+from fewrec_prompt.errors import ArtifactError, DataError, TaskError, did_you_mean
 from fewrec_prompt.types import Domain, Item
 from fewrec_prompt.verbalizers import Length
 
@@ -41,28 +49,108 @@ class DomainSettings(Settings):
     verb: str = Domain().verb
 
 
+class ColumnSettings(Settings):
+    """What the columns of own files are called, where not user_id, item_id, rating, timestamp and title."""
+
+    user: str | None = None
+    item: str | None = None
+    id: str | None = None  # of the items file, where it calls ids otherwise than the interactions
+    rating: str | None = None
+    time: str | None = None
+    title: str | None = None
+
+    def named(self) -> dict[str, str]:
+        """The names that were given, by role."""
+        return {role: str(name) for role, name in self.model_dump().items() if name is not None}
+
+
 class DataSettings(Settings):
-    """Either a data set by name, from which queries are drawn, or files with ready queries."""
+    """A data set by name, or files of interactions, from which queries are drawn; or files with ready queries."""
 
     dataset: str | None = None
     items: str | None = None
     queries: str | None = None
     interactions: str | None = None
+    columns: ColumnSettings = ColumnSettings()
     domain: DomainSettings = DomainSettings()
-    on_problem: Literal["error", "count"] = "error"
+    on_problem: OnProblem = "error"
     users: PositiveInt | None = None  # None: 200 of a data set, all of a queries file
+    all_users: bool = False  # of a data set
     history: PositiveInt | None = None  # latest items shown; None: 10 of a data set, all of a queries file
     candidates: Annotated[int, Field(ge=2)] | None = None  # None: 20 of a data set; of a file as many as it lists
+    split: SplitName = "leave-one-out"
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of interactions (temporal), users or items (cold ones)
+    known: PositiveInt = 3  # interactions of a cold user
+    shots: Annotated[int, Field(ge=0)] = 0  # users of the part "train"
+    sampler: SamplerName = "uniform"
+    category: str | None = None  # the field that the sampler "category" goes by
+    lists: str | None = None  # the file that the sampler "file" reads
+    core: PositiveInt | None = None  # users and items with fewer interactions are left out, again and again
+    min_rating: FiniteFloat | None = None  # what is rated lower is left out
+    file: str | None = None  # queries of a published protocol; {part} in it is test, valid or train
+    file_of: str | None = None  # the data set in whose folder it lies; None: `dataset`
+    form: FormName | None = None  # how it is read
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.dataset is None) == (self.queries is None):
-            raise ValueError("give either `dataset` (a name) or `items` and `queries` (files)")
-        if self.queries is not None and self.items is None:
-            raise ValueError("`queries` needs `items`, the file with their titles")
-        if self.queries is None and (self.items or self.interactions):
-            raise ValueError("`items` and `interactions` belong to `queries`; a data set brings its own")
+        files = next((name for name in ("queries", "interactions") if getattr(self, name) is not None), None)
+        if (self.dataset is None) == (files is None) or (self.dataset is not None and self.items is not None):
+            raise ValueError(
+                "give either `dataset` (a name), which brings its items, or `items` with `queries` or `interactions`"
+            )
+        if files is not None and self.items is None:
+            raise ValueError(f"`{files}` needs `items`, the file with their titles")
+        if self.queries is not None and (drawn := sorted(_DRAWN & self.model_fields_set)):
+            raise ValueError(f"`{drawn[0]}` says how queries are drawn, but `queries` names a file with ready ones")
         return self
+
+    @model_validator(mode="after")
+    def _of_a_protocol(self) -> Self:
+        if (self.file is None) != (self.form is None) or (self.file is None and self.file_of is not None):
+            raise ValueError("`file`, `form` and perhaps `file_of` go together")
+        if self.file is not None and self.dataset is None:
+            raise ValueError("`file` needs `dataset`, whose items it names")
+        if self.file is not None and (drawn := sorted(_DRAWN & self.model_fields_set)):
+            raise ValueError(f"`{drawn[0]}` says how queries are drawn, but `file` names ready ones")
+        return self
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Self:
+        if self.sampler == "full" and self.candidates is not None:
+            raise ValueError('sampler = "full" takes all unseen items; leave `candidates` out')
+        if (self.sampler == "file") != (self.lists is not None):
+            raise ValueError('`lists`, a file with user_id and candidates, belongs to sampler = "file"')
+        if self.category is not None and self.sampler != "category":
+            raise ValueError('`category`, a field of items, belongs to sampler = "category"')
+        if self.all_users and self.users is not None:
+            raise ValueError("give either `users` or `all_users`")
+        return self
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much is drawn of a data set."""
+        full = self.sampler == "full"
+        return Sizes(
+            users=None if self.all_users else self.users or DEFAULT_USERS,
+            history=self.history or DEFAULT_HISTORY,
+            candidates=None if full else self.candidates or DEFAULT_CANDIDATES,
+            shots=self.shots,
+        )
+
+
+_DRAWN = {
+    "columns",
+    "all_users",
+    "split",
+    "share",
+    "known",
+    "shots",
+    "sampler",
+    "category",
+    "lists",
+    "core",
+    "min_rating",
+}
 
 
 class RowSettings(Settings):
@@ -143,23 +231,38 @@ def load_task(name: str | Path) -> Task:
 def load_catalogue(task: Task, say: Say = quiet) -> Mapping[str, Item]:
     """The items of a task, by id."""
     settings = task.settings.data
-    if settings.dataset is not None:
-        return _dataset(settings.dataset, task, say).items
+    if settings.queries is None:
+        return load_dataset(task, say).items
     return read_catalogue(task.file(str(settings.items))).items
+
+
+def load_dataset(task: Task, say: Say = quiet) -> Dataset:
+    """The data set that a task draws from, after its filters. Raises TaskError for a task with ready queries."""
+    settings = task.settings.data
+    if settings.queries is not None:
+        raise TaskError(f"{task.path}: names ready queries, and no data set to draw from")
+    if settings.dataset is None:
+        data = _own_dataset(task)
+    else:
+        data = dataset_called(settings.dataset, settings.on_problem, wanted_by=f"{task.path}: ", say=say)
+    if settings.min_rating is not None:
+        data = liked(data, settings.min_rating)
+    return data if settings.core is None else k_core(data, settings.core)
 
 
 def load_queries(task: Task, split: Split = "test", candidates: Path | None = None, say: Say = quiet) -> QuerySet:
     """Queries and answers of a task: drawn from its data set, read from its files, or from a candidate file.
 
-    `candidates` is a file that an earlier run wrote; it replaces what the task would draw. Raises TaskError, DataError.
+    `candidates` is a file that was frozen or that an earlier run wrote; it replaces what the task would draw. Raises
+    TaskError, DataError.
     """
     settings = task.settings.data
     if split not in get_args(Split):
         raise TaskError(f"unknown split {split!r}; {did_you_mean(split, get_args(Split))}")
-    if settings.dataset is None:
+    if settings.queries is not None:
         found = _own_queries(task, split, candidates)
     else:
-        found = _drawn_queries(task, _dataset(settings.dataset, task, say), split, candidates)
+        found = _drawn_queries(task, load_dataset(task, say), split, candidates)
     if settings.users is not None and split == "test" and len(found.queries) < settings.users:
         raise TaskError(
             f"{candidates or task.path}: {settings.users} users were asked, but there are {len(found.queries)}; "
@@ -171,22 +274,85 @@ def load_queries(task: Task, split: Split = "test", candidates: Path | None = No
     return replace(found, queries=shown)
 
 
+def freeze(task: Task, out: Path, split: Split = "test", say: Say = quiet) -> QuerySet:
+    """Write the queries of a task, with their candidates and where they are from, as a file for `candidates`.
+
+    Raises TaskError for a name that does not end in .parquet, StorageError if the disk refuses.
+    """
+    if out.suffix != ".parquet":
+        raise TaskError(f"{out}: candidate files are parquet; call it {out.with_suffix('.parquet').name}")
+    queries = load_queries(task, split, say=say)
+    write_queries(out, queries, provenance(task, queries, split))
+    return queries
+
+
+def provenance(task: Task, queries: QuerySet, split: Split) -> dict[str, Any]:
+    """Where candidates are from: the task and its text, the data, how they were drawn, by which version."""
+    return {
+        "task": task.name,
+        "task_sha256": sha256_of(task.path),
+        "data": dict(queries.sources),
+        "part": split,
+        "seed": task.settings.seed,
+        "drawn": task.settings.data.model_dump(mode="json", exclude={"domain"}),
+        "users": len(queries.queries),
+        "problems": dict(queries.problems),
+        "version": version("fewrec-prompt"),
+    }
+
+
 def _drawn_queries(task: Task, dataset: Dataset, split: Split, candidates: Path | None) -> QuerySet:
-    settings = task.settings.data
+    settings, seed = task.settings.data, task.settings.seed
+    if settings.form is not None and candidates is None:
+        return read_protocol(_protocol_file(task, split), settings.form, dataset, settings.users)
+    made = cut(dataset, settings.split, share=settings.share, known=settings.known, seed=seed)
     if candidates is None:
-        return leave_one_out(
-            dataset,
-            n_users=settings.users or DEFAULT_USERS,
-            n_history=settings.history or DEFAULT_HISTORY,
-            n_candidates=settings.candidates or DEFAULT_CANDIDATES,
-            seed=task.settings.seed,
-            split=split,
-        )
-    found = read_queries(candidates, dataset.items, on_problem=settings.on_problem, n_users=settings.users)
+        lists = task.file(settings.lists) if settings.lists else None
+        sampler = sampler_of(settings.sampler, category=settings.category, lists=lists)
+        return queries_of(dataset, made, settings.sizes, seed=seed, split=split, sampler=sampler)
+    _check_provenance(candidates, dataset)
+    found = read_queries(
+        candidates, dataset.items, on_problem=settings.on_problem, on_repeats="count", n_users=settings.users
+    )
     problems = found.problems | {"empty_titles": dataset.empty_titles}  # the file knows only its own histories
     sources = dict(dataset.sources) | found.sources
-    training = all_but_last(dataset)
-    return replace(found, problems=problems, popularity=popularity(dataset), sources=sources, training=training)
+    return replace(
+        found,
+        problems=problems,
+        popularity=counts_of(dataset, made.training),
+        sources=sources,
+        training=part_at(dataset, made.training),
+    )
+
+
+def _protocol_file(task: Task, split: Split) -> Path:
+    """The file of a protocol in the folder of a data set that was added."""
+    settings, added = task.settings.data, registered()
+    name, file = str(settings.file_of or settings.dataset), str(settings.file)
+    if "{part}" not in file and split != "test":
+        raise TaskError(f"{task.path}: {file} has no {split!r} part")
+    if name not in added:
+        raise TaskError(
+            f"{task.path}: {file} lies in the data set {name!r}, which is not here; {did_you_mean(name, added)} "
+            f"If you have its files: fewrec assets add {name} FOLDER"
+        )
+    path = Path(added[name].folder) / file.replace("{part}", {"selection": "valid"}.get(split, split))
+    if not path.is_file():
+        raise TaskError(f"{task.path}: no file {path.name} in {path.parent}, where the data set {name!r} lies")
+    return path
+
+
+def _check_provenance(candidates: Path, dataset: Dataset) -> None:
+    """A frozen file belongs to the data it was drawn from; one without a note, such as an own one, to any."""
+    if candidates.suffix != ".parquet" or not candidates.is_file():
+        return
+    drawn_from = note(candidates).get("data", {})
+    for file, sha256 in drawn_from.items():
+        if dataset.sources.get(file, sha256) != sha256:
+            raise DataError(
+                f"{candidates}: was drawn from another {file} (sha256 {sha256[:12]}…) than the task reads "
+                f"({dataset.sources[file][:12]}…); draw it anew with: fewrec candidates build"
+            )
 
 
 def _own_queries(task: Task, split: Split, candidates: Path | None) -> QuerySet:
@@ -210,8 +376,26 @@ def _own_queries(task: Task, split: Split, candidates: Path | None) -> QuerySet:
     return replace(found, popularity=own.popularity, training=own.training, sources=sources)
 
 
-def _dataset(name: str, task: Task, say: Say) -> Dataset:
-    if name not in assets.asset_names() or assets.describe(name).layout is None:
-        known = [asset for asset in assets.asset_names() if assets.describe(asset).layout]
-        raise TaskError(f"{task.path}: unknown dataset {name!r}; {did_you_mean(name, known)}")
-    return read_dataset(assets.get(name, say), str(assets.describe(name).layout))
+def _own_dataset(task: Task) -> Dataset:
+    settings = task.settings.data
+    items, interactions = task.file(str(settings.items)), task.file(str(settings.interactions))
+    return tables.own(interactions, items, settings.columns.named(), settings.on_problem)
+
+
+def dataset_called(name: str, on_problem: OnProblem = "error", *, wanted_by: str = "", say: Say = quiet) -> Dataset:
+    """A data set that a person added, or one that is fetched. What is read is what it was when it got its name.
+
+    `wanted_by` begins the message of the TaskError for an unknown name.
+    """
+    added = registered()
+    if entry := added.get(name):
+        data = read_dataset(Path(entry.folder), entry.layout, on_problem)
+        check(name, entry, data.sources)
+        return replace(data, name=name)
+    fetched = [asset for asset in assets.asset_names() if assets.describe(asset).layout]
+    if name not in fetched:
+        raise TaskError(
+            f"{wanted_by}unknown dataset {name!r}; {did_you_mean(name, [*fetched, *added])} If you have its files: "
+            f"fewrec assets add {name} FOLDER"
+        )
+    return read_dataset(assets.get(name, say), assets.describe(name).layout, on_problem)

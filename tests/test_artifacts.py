@@ -109,7 +109,7 @@ DATA = '[data]\ndataset = "ml-100k"\n'
         ),
         pytest.param("seed = 1\n[data]\nusers = 1\n", "2: data: give either `dataset`", id="no source"),
         pytest.param("[data]\nqueries = 'q.csv'\n", "1: data: `queries` needs `items`", id="no items"),
-        pytest.param(DATA + "items = 'i.csv'\n", "1: data: `items` and `interactions` belong", id="two sources"),
+        pytest.param(DATA + "items = 'i.csv'\n", "1: data: give either `dataset`", id="two sources"),
         pytest.param(
             "[[rows]]\nprompt = 'a'\nalpha = 0.5\n" + DATA, "1: rows.0: `alpha` is the weight", id="idle alpha"
         ),

@@ -92,7 +92,7 @@ def test_shuffling_the_rows_of_a_file_with_unique_times_changes_nothing(made: Ca
     again = leave_one_out(made([rows[index] for index in order]), n_users=5, seed=3)
 
     for part in fields(first):
-        if part.name != "sources":
+        if part.name not in ("sources", "training"):
             assert getattr(again, part.name) == getattr(first, part.name)
     assert again.sources["made.inter"] != first.sources["made.inter"]
 

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fewrec_prompt.data.catalogue import read_catalogue
-from fewrec_prompt.data.tables import Column, read_table
+from fewrec_prompt.data.columns import Column
+from fewrec_prompt.data.tables import read_table
 from fewrec_prompt.errors import DataError
 
 ID, TITLE, PRICE, LIKES = Column("id", "id"), Column("title", "text"), Column("price", "number"), Column("likes", "ids")

@@ -34,9 +34,11 @@ def evaluate(
     users: Annotated[int | None, typer.Option(min=1, help="How many test users; of a file, the first ones.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws users, candidates and their order.")] = None,
     split: Annotated[
-        Literal["test", "selection"], typer.Option(help="selection: all other users, to choose things on.")
+        Literal["test", "selection", "train"], typer.Option(help="selection: all other users, to choose things on.")
     ] = "test",
-    candidates: Annotated[Path | None, typer.Option(help="candidates.parquet of an earlier run.")] = None,
+    candidates: Annotated[
+        Path | None, typer.Option(help="A frozen candidate file, or candidates.parquet of a run.")
+    ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="nDCG@10, HR@5, MRR, … or any evaluate metric.")] = None,
     baseline: Annotated[
         list[str] | None, typer.Option(help="random, popularity, item-knn, …; repeat for more rows.")
@@ -47,7 +49,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run there is resumed.")] = None,
 ) -> None:
     """Rank the candidates of every user of a task, and print how good each row is."""
-    from fewrec_prompt import evaluation, tasks
+    from fewrec_prompt import evaluation, published, tasks
     from fewrec_prompt.cli.console import print_table, progress_bar, say
 
     found = tasks.load_task(task)
@@ -66,6 +68,8 @@ def evaluate(
     with _resumable(), progress_bar() as progress:
         run = evaluation.evaluate(found, options, out=out, say=say, progress=progress)
     print_table(run.record)
+    for line in published.lines(published.beside(run.record)):
+        typer.echo(line)
     typer.echo(f"\nrun     {run.folder / 'run.json'}\nreport  {run.folder / 'report.html'}")
 
 

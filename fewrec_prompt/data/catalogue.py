@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from fewrec_prompt.data.tables import Column, Table, read_table
+from fewrec_prompt.data.columns import Column, Table
+from fewrec_prompt.data.tables import read_table
 from fewrec_prompt.errors import DataError
 from fewrec_prompt.types import Item
 
+OnProblem = Literal["error", "count"]
 Fields = tuple[tuple[str, str | int | float], ...]
 
 
@@ -22,6 +24,7 @@ class Catalogue:
     items: Mapping[str, Item]
     empty_titles: int
     sha256: str  # of the file
+    repeated_ids: int = 0  # rows that were left out, for their id stands above
 
 
 def read_catalogue(path: Path) -> Catalogue:
@@ -34,19 +37,27 @@ def read_catalogue(path: Path) -> Catalogue:
     return catalogue(table, "item_id", table["title"], fields)
 
 
-def catalogue(table: Table, id_column: str, titles: Iterable[str], fields: Iterable[Fields]) -> Catalogue:
-    """The rows of an items table as a catalogue: `titles` as they should be shown, in the order of the rows."""
+def catalogue(
+    table: Table, id_column: str, titles: Iterable[str], fields: Iterable[Fields], on_problem: OnProblem = "error"
+) -> Catalogue:
+    """The rows of an items table as a catalogue: `titles` as they should be shown, in the order of the rows.
+
+    With on_problem = "count" the first row of an id stays and others are counted; else they are a DataError.
+    """
     ids: Sequence[str] = table[id_column]
     items: dict[str, Item] = {}
-    empty = 0
+    empty = repeated = 0
     for row, (item_id, title, own) in enumerate(zip(ids, titles, fields, strict=True)):
+        if item_id in items and on_problem == "count":
+            repeated += 1
+            continue
         if item_id in items:
             raise DataError(f"{table.place(row, id_column)}: the item id {item_id!r} stands twice; ids must be unique")
         empty += not title.strip()
         items[item_id] = Item(item_id, title if title.strip() else f"item {item_id}", own)
     if not items:
         raise DataError(f"{table.path}: holds no items")
-    return Catalogue(items, empty, table.sha256)
+    return Catalogue(items, empty, table.sha256, repeated)
 
 
 def fields_of(row: Mapping[str, Any]) -> Fields:

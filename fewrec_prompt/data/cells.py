@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime
 from typing import Any, Literal, NoReturn
 
-Kind = Literal["id", "text", "number", "ids", "numbers", "id_or_ids"]
+Kind = Literal["id", "text", "number", "time", "ids", "numbers", "id_or_ids"]
 Parse = Callable[[Any], Any]
 MISSING = math.nan  # of a number
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 class CellError(ValueError):
@@ -102,6 +105,7 @@ PARSE: Mapping[Kind, Parse] = {
     "id": item_or_user_id,
     "text": text,
     "number": number,
+    "time": lambda raw: _moment(raw) if isinstance(raw, str | date) else number(raw),
     "ids": ids,
     "numbers": numbers,
     "id_or_ids": id_or_ids,
@@ -112,6 +116,7 @@ PARSE_WRITTEN: Mapping[Kind, Parse] = {
     "id": item_or_user_id,
     "text": text,
     "number": written_number,
+    "time": lambda raw: _moment(raw) if raw and _DATE.match(raw) else written_number(raw),
     "ids": lambda raw: ids(_written_list(raw)),
     "numbers": lambda raw: numbers(_written_list(raw)),
     "id_or_ids": lambda raw: id_or_ids(_written_list(raw) if raw and raw.lstrip().startswith("[") else raw),
@@ -124,6 +129,15 @@ def shown(raw: Any) -> str:
     kind = {bool: "true or false", int: "the number", float: "the number", str: "the text", list: "a list"}
     start = repr(raw)
     return f"{kind.get(type(raw), type(raw).__name__)} {start if len(start) <= 60 else start[:57] + '...'}"
+
+
+def _moment(raw: str | date) -> float:
+    """Seconds since 1970 of an ISO 8601 date or time; one without a zone is taken as UTC."""
+    try:
+        moment = datetime.fromisoformat(raw if isinstance(raw, str) else raw.isoformat())
+    except ValueError:
+        raise CellError(f"expected a time, such as 1577836800 or 2020-01-01 12:00:00, found {shown(raw)}") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _entries(raw: Any, what: str) -> list[Any]:

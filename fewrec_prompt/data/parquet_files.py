@@ -5,6 +5,7 @@ Page checksums are verified where the writer left any. What the cells mean is de
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 
 from fewrec_prompt.errors import DataError
 from fewrec_prompt.files import replaced
+
+NOTE = b"fewrec"
 
 
 @contextmanager
@@ -65,16 +68,32 @@ def is_number(column: Any) -> bool:
     return bool(pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
 
 
+def is_moment(column: Any) -> bool:
+    """Whether the column holds points in time."""
+    return bool(pa.types.is_timestamp(column.type))
+
+
 def floats(column: Any) -> Any:
-    """A column of numbers as float64, NaN where there is none."""
+    """A column of numbers as float64, of times as seconds since 1970, NaN where there is none."""
+    if is_moment(column):
+        return floats(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())) / 1e6
     return column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
 
 
-def write(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+def note(path: Path) -> dict[str, Any]:
+    """What the writer noted in the file, {} if nothing. Raises DataError if the file cannot be read."""
+    with opened(path) as file:
+        return dict(json.loads((file.schema_arrow.metadata or {}).get(NOTE, b"{}")))
+
+
+def write(path: Path, columns: Mapping[str, Sequence[Any]], note: Mapping[str, Any] | None = None) -> None:
     """Write a parquet file with page checksums, under a temporary name that becomes `path` when all is on the disk.
 
-    Columns are text, or lists of text or numbers. Raises StorageError, and leaves nothing behind, if it cannot.
+    Columns are text, or lists of text or numbers; a `note` of plain data goes with them.
+    Raises StorageError, and leaves nothing behind, if it cannot.
     """
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    if note is not None:
+        table = table.replace_schema_metadata({NOTE: json.dumps(note, sort_keys=True)})
     with replaced(path) as part, part.open("wb") as file:
         pq.write_table(table, file, write_page_checksum=True)

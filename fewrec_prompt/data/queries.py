@@ -10,7 +10,8 @@ from fewrec_prompt.errors import DataError
 from fewrec_prompt.types import Query
 
 PROBLEMS = ("missing_target", "duplicate_candidates", "history_repeats", "unknown_ids", "empty_titles")
-"""What can be counted: queries that have the problem, and for empty_titles items of the catalogue."""
+"""What can be counted: queries that have the problem; for empty_titles items of the catalogue; of a data set, the
+interactions that were dropped for unknown_ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,6 @@ class QuerySet:
         return self.training.without(self.qrels)
 
 
-def no_problems(empty_titles: int = 0) -> dict[str, int]:
-    """A count of zero for every kind of problem, but for the titles."""
-    return dict.fromkeys(PROBLEMS, 0) | {"empty_titles": empty_titles}
+def no_problems(empty_titles: int = 0, unknown_ids: int = 0) -> dict[str, int]:
+    """A count of zero for every kind of problem, but for those that a data set has."""
+    return dict.fromkeys(PROBLEMS, 0) | {"empty_titles": empty_titles, "unknown_ids": unknown_ids}

@@ -19,16 +19,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from fewrec_prompt.data.catalogue import read_catalogue
+from fewrec_prompt.data.catalogue import OnProblem, read_catalogue
+from fewrec_prompt.data.columns import Column, Table
 from fewrec_prompt.data.queries import QuerySet, no_problems
-from fewrec_prompt.data.tables import Column, Table, read_table, sources
+from fewrec_prompt.data.tables import read_table, sources
 from fewrec_prompt.data.training import from_pairs
 from fewrec_prompt.errors import DataError
 from fewrec_prompt.types import Interaction, Item, Query
 
-OnProblem = Literal["error", "count"]
 COLUMNS = (
     Column("user_id", "id"),
     Column("history", "ids"),
@@ -71,6 +71,7 @@ def read_queries(
     on_problem: OnProblem = "error",
     n_users: int | None = None,
     n_candidates: int | None = None,
+    on_repeats: OnProblem | None = None,
 ) -> QuerySet:
     """The queries in a file, over a catalogue of items: the first `n_users`, or all (None, or more than there are).
 
@@ -78,6 +79,8 @@ def read_queries(
     candidates, and ids that are not in the catalogue are errors; with on_problem = "count" such queries are kept,
     duplicates merged and unknown ids dropped, and the queries with each problem are counted. Whatever is counted, no
     query may be without history or candidates, or have fewer than `n_candidates`, and all have a target or none.
+
+    `on_repeats` says what becomes of an item twice in a history, where that is another matter: people buy things again.
 
     Popularity counts the histories of all queries in the file, or a file of `interactions` (user_id, item_id); what a
     user had to do with the own targets is left out. Whoever read the catalogue knows how many titles were empty; here
@@ -93,7 +96,8 @@ def read_queries(
     _check_targets(table, rows)
     used = rows[:n_users]
     problems = Counter(no_problems())
-    queries = tuple(_query(row, items, on_problem, problems, n_candidates) for row in used)
+    rules = (on_problem, on_repeats or on_problem)
+    queries = tuple(_query(row, items, rules, problems, n_candidates) for row in used)
     qrels = {row.user_id: frozenset(row.target) for row in used if row.target}
     table_of_others = None if interactions is None else _interactions(interactions)
     training = from_pairs(items, _pairs(rows, table_of_others))
@@ -101,8 +105,11 @@ def read_queries(
     return QuerySet(queries, qrels, dict(problems), training.popularity, sources(table, *files), training)
 
 
-def write_queries(path: Path, queries: QuerySet) -> None:
-    """Write a file that `read_queries` reads. It appears whole or not at all. Raises StorageError if it cannot."""
+def write_queries(path: Path, queries: QuerySet, note: Mapping[str, Any] | None = None) -> None:
+    """Write a file that `read_queries` reads, with a note of where it is from. Raises StorageError if it cannot.
+
+    It appears whole or not at all.
+    """
     from fewrec_prompt.data.parquet_files import write
 
     columns: dict[str, list[Any]] = {
@@ -115,7 +122,7 @@ def write_queries(path: Path, queries: QuerySet) -> None:
     for name, values in (("history_ratings", _ratings(queries)), ("history_times", _times(queries))):
         if any(value is not None for row in values for value in row):
             columns[name] = values
-    write(path, columns)
+    write(path, columns, note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +147,7 @@ class _Problem:
     kind: str
     column: str
     message: str
+    is_repeat: bool = False  # an item twice in a history, which may be so in the data
 
 
 def _rows(table: Table) -> list[_Row]:
@@ -166,13 +174,16 @@ def _check_targets(table: Table, rows: Sequence[_Row]) -> None:
 
 
 def _query(
-    row: _Row, items: Mapping[str, Item], on_problem: OnProblem, problems: Counter[str], n_candidates: int | None
+    row: _Row,
+    items: Mapping[str, Item],
+    rules: tuple[OnProblem, OnProblem],
+    problems: Counter[str],
+    n_candidates: int | None,
 ) -> Query:
     """The row as a query; what is wrong with it is an error or counted. Duplicates merge, unknown ids go."""
     _check_lengths(row, n_candidates)
     found = list(_problems(row, items))
-    if found and on_problem == "error":
-        first = found[0]
+    if first := next((problem for problem in found if rules[problem.is_repeat] == "error"), None):
         raise row.error(first.column, f'{first.message}; to score such queries and count them set on_problem = "count"')
     problems.update({problem.kind for problem in found})
     history = tuple(
@@ -211,7 +222,7 @@ def _problems(row: _Row, items: Mapping[str, Item]) -> Iterator[_Problem]:
     if taken := _within(row.candidates, row.history):
         yield _Problem("history_repeats", "candidates", f"item {taken[0]!r} is already in the history")
     if twice := _repeated(row.history):
-        yield _Problem("history_repeats", "history", f"item {twice[0]!r} stands twice in the history")
+        yield _Problem("history_repeats", "history", f"item {twice[0]!r} stands twice in the history", is_repeat=True)
     if missing := [item_id for item_id in row.target if item_id not in row.candidates]:
         yield _Problem("missing_target", "candidates", f"the target {missing[0]!r} is not among the candidates")
 

@@ -10,17 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from fewrec_prompt.data import titles
-from fewrec_prompt.data.catalogue import Catalogue, Fields, catalogue, fields_of
+from fewrec_prompt.data.catalogue import Catalogue, Fields, OnProblem, catalogue, fields_of
+from fewrec_prompt.data.columns import Column, Table
 from fewrec_prompt.data.dataset import Dataset, dataset
-from fewrec_prompt.data.tables import Column, Table, read_table, sources
-from fewrec_prompt.data.text_files import header
+from fewrec_prompt.data.layouts.parts import Custom
+from fewrec_prompt.data.tables import read_table, sources
+from fewrec_prompt.data.text_files import Dialect, header
 from fewrec_prompt.errors import DataError, did_you_mean
 
 TITLES = ("movie_title", "title", "book_title", "name")  # the first of these that a catalogue has
+ATOMIC = Dialect("\t", quoted=False)  # a quote is a character like any other
 _UNKNOWN = "unkonwn"  # RecBole's own spelling, for the one film of MovieLens-100K of which nothing is known
 
 
-def read(folder: Path) -> Dataset:
+def read(folder: Path, on_problem: OnProblem = "error") -> Dataset:
     """The data set in this folder. Raises DataError for missing files, untyped headers and broken rows."""
     inter = _interactions_file(folder)
     shelf, item_table = _items(inter.with_suffix(".item"))
@@ -33,6 +36,7 @@ def read(folder: Path) -> Dataset:
         item=name["item_id"],
         rating=name.get("rating", "rating"),
         time=name.get("timestamp", "timestamp"),
+        on_problem=on_problem,
     )
     people, user_tables = _users(inter.with_suffix(".user"))
     return replace(data, users=people, sources=sources(table, item_table, *user_tables))
@@ -58,12 +62,12 @@ def _table(
             raise DataError(f"{path}:1: missing column '{needed}:token'; {did_you_mean(needed, names)}")
     columns = [Column(names[plain], "id", coded=coded) for plain in ids]
     columns += [Column(names[plain], "number") for plain in numbers if plain in names]
-    return read_table(path, columns, rest=not coded, form="atomic"), names
+    return read_table(path, columns, rest=not coded, form=ATOMIC), names
 
 
 def _typed_names(path: Path) -> dict[str, str]:
     names: dict[str, str] = {}
-    for full in header(path, "atomic"):
+    for full in header(path, ATOMIC):
         plain, _, kind = full.rpartition(":")
         if not plain or kind not in ("token", "token_seq", "float", "float_seq"):
             raise DataError(
@@ -112,3 +116,6 @@ def _users(path: Path) -> tuple[dict[str, Fields], list[Table]]:
     table, name = _table(path, ["user_id"], [])
     fields = [fields_of(_plain_row(row, without="")) for row in table.rest]
     return dict(zip(table[name["user_id"]], fields, strict=True)), [table]
+
+
+RECBOLE = Custom(("*.inter", "*.item"), read)

@@ -7,82 +7,58 @@ the callers.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
 from fewrec_prompt.data import cells, text_files
 from fewrec_prompt.data.cells import CellError
+from fewrec_prompt.data.columns import Coded, Codes, Column, Form, Table, place_of
+from fewrec_prompt.data.text_files import Dialect
 from fewrec_prompt.errors import DataError, did_you_mean
 
-Form = Literal["parquet", "csv", "tsv", "jsonl", "atomic"]
 SUFFIXES: Mapping[str, Form] = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl"}
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column that a caller reads. An optional one may be absent from the file, and then from the table.
-
-    `coded` asks for a column of ids as Coded: for files whose ids repeat many times.
-    """
-
-    name: str
-    kind: cells.Kind
-    required: bool = True
-    coded: bool = False
+QUICK_BYTES = 8 << 20  # from here on it pays to load the library that reads by columns
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Coded:
-    """A column of ids in which every distinct id is kept once: row r holds values[codes[r]]."""
-
-    codes: npt.NDArray[np.int32]
-    values: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Table:
-    """The columns that were asked for, and the place of every row.
-
-    ids and texts are lists of str (a missing text is ""), numbers a float64 array with NaN where there is none, lists
-    are tuples. `rest` has the raw cells of all other columns, a mapping a row, if they were asked for.
-    """
-
-    path: Path
-    sha256: str
-    names: tuple[str, ...]  # of all columns in the file
-    columns: Mapping[str, Any]
-    rest: Sequence[Mapping[str, Any]]
-    n_rows: int
-    lines: Sequence[int] | None  # where each row begins; None for parquet, which has no lines
-
-    def __getitem__(self, name: str) -> Any:
-        return self.columns[name]
-
-    def get(self, name: str) -> Any:
-        """The column, or None if it is an optional one that the file does not have."""
-        return self.columns.get(name)
-
-    def place(self, row: int, column: str) -> str:
-        """Where to look: `file:line, column 'x'`, or `file, row n, column 'x'` (from 1) in parquet."""
-        return f"{_place(self.path, row, self.lines)}, column {column!r}"
-
-
-def read_table(path: Path, columns: Sequence[Column], *, rest: bool = False, form: Form | None = None) -> Table:
-    """The file's `columns`; with `rest`, the raw cells of the others too. The form follows from the suffix.
+def read_table(
+    path: Path,
+    columns: Sequence[Column],
+    *,
+    rest: bool | Collection[str] = False,
+    form: Form | Dialect | None = None,
+) -> Table:
+    """The file's `columns`; with `rest`, the raw cells of the others too, or of those named. Form None: by suffix.
 
     Raises DataError with the place of a missing column, a value of the wrong kind, an empty id or a broken list.
     """
-    form = form or _form_of(path)
+    form = form or form_of(path)
     sha256 = sha256_of(path)
     if form == "parquet":
         return _read_parquet(path, sha256, columns, rest)
+    if rest is False and (table := _quickly(path, sha256, columns, form)):
+        return table
     return _read_text(path, sha256, columns, rest, form)
+
+
+def names_of(path: Path, form: Form | Dialect | None = None) -> tuple[str, ...]:
+    """The columns of a file, of JSON lines those of the first row. Raises DataError if it cannot be read."""
+    form = form or form_of(path)
+    if form == "parquet":
+        from fewrec_prompt.data import parquet_files
+
+        with parquet_files.opened(path) as file:
+            return tuple(file.schema_arrow.names)
+    if dialect := _dialect(form):
+        return text_files.header(path, dialect)
+    with text_files.opened(path) as source:
+        return tuple(next(text_files.json_lines(source, path, literals=form == "literals"), (0, {}))[1])
 
 
 def sha256_of(path: Path) -> str:
@@ -102,7 +78,8 @@ def sources(*tables: Table) -> dict[str, str]:
     return {table.path.name if names.count(table.path.name) == 1 else str(table.path): table.sha256 for table in tables}
 
 
-def _form_of(path: Path) -> Form:
+def form_of(path: Path) -> Form:
+    """The form of a file by its suffix. Raises DataError for a kind that is not read here."""
     name = path.name.removesuffix(".gz") if path.suffix == ".gz" else path.name
     form = SUFFIXES.get(Path(name).suffix)
     if form is None or (form == "parquet" and name != path.name):
@@ -110,34 +87,59 @@ def _form_of(path: Path) -> Form:
     return form
 
 
-def _read_text(path: Path, sha256: str, columns: Sequence[Column], rest: bool, form: Form) -> Table:
+def _dialect(form: Form | Dialect) -> Dialect | None:
+    """How cells are parted; None for files of objects."""
+    return form if isinstance(form, Dialect) else text_files.DIALECTS.get(form)
+
+
+def _is_quick(column: Column) -> bool:
+    return column.coded or column.kind in ("number", "time")
+
+
+def _quickly(path: Path, sha256: str, columns: Sequence[Column], form: Form | Dialect) -> Table | None:
+    """A large file of codes and numbers, read in columns; None if only the reader by lines can be sure of it."""
+    if path.stat().st_size < QUICK_BYTES or not all(map(_is_quick, columns)):
+        return None
+    from fewrec_prompt.data import quick
+
+    return quick.read(path, sha256, columns, form, _dialect(form))
+
+
+def _read_text(
+    path: Path, sha256: str, columns: Sequence[Column], rest: bool | Collection[str], form: Form | Dialect
+) -> Table:
     collectors = {column.name: _collector(column) for column in columns}
     names: dict[str, None] = {}  # an ordered set
     lines = array("Q")
     others: list[Mapping[str, Any]] = []
-    with text_files.opened(path) as source:
+    parse = cells.PARSE_WRITTEN if _dialect(form) else cells.PARSE
+    with text_files.opened(path, _dialect(form)) as source:
         for line, row in _rows(source, path, form, columns, names):
-            _collect(collectors, columns, row, form, f"{path}:{line}")
+            _collect(collectors, columns, row, parse, f"{path}:{line}")
             lines.append(line)
-            if rest:
-                others.append({name: cell for name, cell in row.items() if name not in collectors})
+            if rest is not False:
+                others.append({name: cell for name, cell in row.items() if _is_other(name, collectors, rest)})
     _check_names(str(path), [column for column in columns if not column.required], names)
     done = {name: collector.done() for name, collector in collectors.items() if name in names or not lines}
     return Table(path, sha256, tuple(names), done, others, len(lines), lines)
 
 
+def _is_other(name: str, asked: Collection[str], rest: bool | Collection[str]) -> bool:
+    return name not in asked and (isinstance(rest, bool) or name in rest)
+
+
 def _rows(
-    source: TextIO, path: Path, form: Form, columns: Sequence[Column], names: dict[str, None]
+    source: TextIO, path: Path, form: Form | Dialect, columns: Sequence[Column], names: dict[str, None]
 ) -> Iterator[text_files.Row]:
     """Rows in which no required column is missing; `names` gathers the columns as they are seen."""
-    if form != "jsonl":
-        header, rows = text_files.delimited(source, path, text_files.DIALECTS[form])
+    if dialect := _dialect(form):
+        header, rows = text_files.delimited(source, path, dialect)
         _check_names(f"{path}:1", columns, header)
         names |= dict.fromkeys(header)
         yield from rows
         return
     required = [column for column in columns if column.required]
-    for line, row in text_files.json_lines(source, path):
+    for line, row in text_files.json_lines(source, path, literals=form == "literals"):
         _check_names(f"{path}:{line}", required, row)
         names |= dict.fromkeys(row)
         yield line, row
@@ -147,10 +149,9 @@ def _collect(
     collectors: Mapping[str, _Collector],
     columns: Sequence[Column],
     row: Mapping[str, Any],
-    form: Form,
+    parse: Mapping[cells.Kind, cells.Parse],
     where: str,
 ) -> None:
-    parse = cells.PARSE if form == "jsonl" else cells.PARSE_WRITTEN
     for column in columns:
         try:
             collectors[column.name].add(parse[column.kind](row.get(column.name)))
@@ -158,27 +159,30 @@ def _collect(
             raise DataError(f"{where}, column {column.name!r}: {error}") from None
 
 
-def _read_parquet(path: Path, sha256: str, columns: Sequence[Column], rest: bool) -> Table:
+def _read_parquet(path: Path, sha256: str, columns: Sequence[Column], rest: bool | Collection[str]) -> Table:
     from fewrec_prompt.data import parquet_files
 
     with parquet_files.opened(path) as file:
         names = tuple(file.schema_arrow.names)
         _check_names(str(path), columns, names)
         wanted = [column for column in columns if column.name in names]
-        table = file.read(columns=None if rest else [column.name for column in wanted])
+        table = file.read(columns=None if rest is not False else [column.name for column in wanted])
         done = {column.name: _parquet_column(path, table.column(column.name), column) for column in wanted}
-        others = [name for name in names if name not in done] if rest else []
-        return Table(path, sha256, names, done, table.select(others).to_pylist() if rest else [], table.num_rows, None)
+        others = [name for name in names if _is_other(name, done, rest)] if rest is not False else []
+        return Table(
+            path, sha256, names, done, [] if rest is False else table.select(others).to_pylist(), table.num_rows, None
+        )
 
 
 def _parquet_column(path: Path, column: Any, wanted: Column) -> Any:
     from fewrec_prompt.data import parquet_files
 
-    if wanted.kind == "number" and parquet_files.is_number(column):
+    is_time = wanted.kind == "time" and parquet_files.is_moment(column)
+    if is_time or (wanted.kind in ("number", "time") and parquet_files.is_number(column)):
         numbers = parquet_files.floats(column)
         if np.isinf(numbers).any():
             row = int(np.argmax(np.isinf(numbers)))
-            raise DataError(f"{_place(path, row)}, column {wanted.name!r}: expected a finite number")
+            raise DataError(f"{place_of(path, row)}, column {wanted.name!r}: expected a finite number")
         return numbers
     if wanted.coded and parquet_files.is_id(column):
         return _parquet_codes(path, column, wanted)
@@ -187,7 +191,7 @@ def _parquet_column(path: Path, column: Any, wanted: Column) -> Any:
         try:
             collector.add(parse(value))
         except CellError as error:
-            raise DataError(f"{_place(path, row)}, column {wanted.name!r}: {error}") from None
+            raise DataError(f"{place_of(path, row)}, column {wanted.name!r}: {error}") from None
     return collector.done()
 
 
@@ -197,18 +201,14 @@ def _parquet_codes(path: Path, column: Any, wanted: Column) -> Coded:
 
     codes, values, gap = parquet_files.coded(column)
     if gap is not None:
-        raise DataError(f"{_place(path, gap)}, column {wanted.name!r}: the id is missing")
+        raise DataError(f"{place_of(path, gap)}, column {wanted.name!r}: the id is missing")
     for code, value in enumerate(values):
         try:
             cells.item_or_user_id(value)
         except CellError as error:
             row = int(np.argmax(codes == code))
-            raise DataError(f"{_place(path, row)}, column {wanted.name!r}: {error}") from None
+            raise DataError(f"{place_of(path, row)}, column {wanted.name!r}: {error}") from None
     return Coded(codes, tuple(values))
-
-
-def _place(path: Path, row: int, lines: Sequence[int] | None = None) -> str:
-    return f"{path}, row {row + 1}" if lines is None else f"{path}:{lines[row]}"
 
 
 def _check_names(where: str, columns: Sequence[Column], found: Iterable[str]) -> None:
@@ -238,8 +238,8 @@ class _Collector(Protocol):
 
 def _collector(column: Column) -> _Collector:
     if column.coded:
-        return _Codes()
-    return _Numbers() if column.kind == "number" else _Values()
+        return Codes()
+    return _Numbers() if column.kind in ("number", "time") else _Values()
 
 
 class _Values:
@@ -258,15 +258,3 @@ class _Numbers:
 
     def done(self) -> npt.NDArray[np.float64]:
         return np.array(self._values, dtype=np.float64)
-
-
-class _Codes:
-    def __init__(self) -> None:
-        self._codes = array("i")
-        self._index: dict[str, int] = {}
-
-    def add(self, value: str) -> None:
-        self._codes.append(self._index.setdefault(value, len(self._index)))
-
-    def done(self) -> Coded:
-        return Coded(np.array(self._codes, dtype=np.int32), tuple(self._index))

@@ -1,11 +1,12 @@
-"""CSV, TSV, JSONL and tab-separated atomic files, plain or gzipped, as rows that know their line.
+"""CSV, TSV, JSONL and other files of lines, plain or gzipped, as rows that know their line.
 
-UTF-8 and nothing else (a byte order mark is accepted): an encoding that is guessed is wrong in silence. What the cells
-mean is decided in tables.py.
+UTF-8 (a byte order mark is accepted) unless a layout says otherwise: an encoding that is guessed is wrong in silence.
+What the cells mean is decided in tables.py.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
 import gzip
 import zlib
@@ -22,46 +23,62 @@ Row = tuple[int, Mapping[str, Any]]  # the line on which it begins, and its cell
 MAX_CELL = 1 << 30  # characters. csv's own limit, 131,072, is shorter than a list of 20,000 ids
 
 
+UTF_8 = "utf-8-sig"
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a delimited file is written: what stands between cells, and whether cells may be quoted."""
+    """How a delimited file is written: what stands between cells, and whether cells may be quoted.
+
+    `names` are the columns of a file that has no header. A delimiter of several characters goes without quotes.
+    """
 
     delimiter: str
     quoted: bool = True
+    names: tuple[str, ...] = ()
+    encoding: str = UTF_8
 
 
 DIALECTS: Mapping[str, Dialect] = {
     "csv": Dialect(","),
     "tsv": Dialect("\t"),
-    "atomic": Dialect("\t", quoted=False),  # RecBole's: a quote is a character like any other
 }
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[TextIO]:
-    """The file's text, line ends untouched. Raises DataError for what cannot be read or is not UTF-8."""
+def opened(path: Path, dialect: Dialect | None = None) -> Iterator[TextIO]:
+    """The file's text, line ends untouched; without a dialect, lines of JSON. Raises DataError if it cannot be read."""
+    encoding = dialect.encoding if dialect else UTF_8
+    with _readable(path):
+        try:
+            with _open(path, encoding, newline="" if dialect else "\n") as lines:  # csv wants the ends as they are
+                yield lines
+        except UnicodeDecodeError:
+            line = _first_undecodable_line(path)
+            raise DataError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with _open(path) as lines:
-            yield lines
-    except UnicodeDecodeError:
-        raise DataError(f"{path}:{_first_undecodable_line(path)}: not UTF-8 text; save the file as UTF-8") from None
+        yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: damaged or cut short gzip file ({error}); fetch or write it again") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def header(path: Path, form: str) -> tuple[str, ...]:
+def header(path: Path, dialect: Dialect) -> tuple[str, ...]:
     """The column names of a delimited file."""
-    with opened(path) as lines:
-        return delimited(lines, path, DIALECTS[form])[0]
+    with opened(path, dialect) as lines:
+        return delimited(lines, path, dialect)[0]
 
 
 def delimited(lines: Iterable[str], path: Path, dialect: Dialect) -> tuple[tuple[str, ...], Iterator[Row]]:
-    """Column names and rows. A row has as many cells as the header, or is an error; blank lines are passed over."""
-    csv.field_size_limit(MAX_CELL)  # process-wide, and only ever raised
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
-    records = _records(csv.reader(lines, delimiter=dialect.delimiter, quoting=quoting, strict=True), path)
+    """Column names and rows. A row has as many cells as there are columns, or is an error; blank lines are skipped."""
+    records = _records(_reader(lines, dialect), path)
+    if dialect.names:
+        return dialect.names, _cells(records, list(dialect.names), path, "the layout")
     line, names = next(records, (1, []))
     if not names:
         raise DataError(f"{path}: empty; its first line should name the columns")
@@ -70,13 +87,14 @@ def delimited(lines: Iterable[str], path: Path, dialect: Dialect) -> tuple[tuple
     return tuple(names), _cells(records, names, path)
 
 
-def json_lines(lines: Iterable[str], path: Path) -> Iterator[Row]:
-    """Rows of a file with one JSON object a line; blank lines are passed over."""
+def json_lines(lines: Iterable[str], path: Path, *, literals: bool = False) -> Iterator[Row]:
+    """Rows of a file with one JSON object a line, or with `literals` one Python dict; blank lines are passed over."""
+    parse = _literal if literals else json_value
     for line, source in enumerate(lines, 1):
         if not source.strip():
             continue
         try:
-            row = json_value(source)
+            row = parse(source)
         except CellError as error:
             raise DataError(f"{path}:{line}: {error}") from None
         if not isinstance(row, dict):
@@ -84,12 +102,38 @@ def json_lines(lines: Iterable[str], path: Path) -> Iterator[Row]:
         yield line, row
 
 
-def _open(path: Path) -> TextIO:
-    # newline: JSON lines end at \n alone; csv wants the ends as they are, for newlines inside of quotes.
-    newline = "\n" if path.name.removesuffix(".gz").endswith(".jsonl") else ""
+def _open(path: Path, encoding: str, newline: str) -> TextIO:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
-    return path.open(encoding="utf-8-sig", newline=newline)
+        return gzip.open(path, "rt", encoding=encoding, newline=newline)
+    return path.open(encoding=encoding, newline=newline)
+
+
+def _literal(source: str) -> Any:
+    """A dict as Python prints it: early Amazon and Steam files hold those in place of JSON. Nothing is executed."""
+    try:
+        return ast.literal_eval(source.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        raise CellError("neither JSON nor a Python dict") from None
+
+
+class _Splitter:
+    """What csv.reader is for delimiters of one character: lines cut at "::", with the count of lines read."""
+
+    def __init__(self, lines: Iterable[str], delimiter: str) -> None:
+        self._lines, self._delimiter, self.line_num = iter(lines), delimiter, 0
+
+    def __next__(self) -> list[str]:
+        text = next(self._lines).rstrip("\r\n")
+        self.line_num += 1
+        return text.split(self._delimiter) if text else []
+
+
+def _reader(lines: Iterable[str], dialect: Dialect) -> Any:
+    if len(dialect.delimiter) > 1:
+        return _Splitter(lines, dialect.delimiter)
+    csv.field_size_limit(MAX_CELL)  # process-wide, and only ever raised
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
+    return csv.reader(lines, delimiter=dialect.delimiter, quoting=quoting, strict=True)
 
 
 def _records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -107,11 +151,13 @@ def _records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
             yield line, record
 
 
-def _cells(records: Iterable[tuple[int, list[str]]], names: list[str], path: Path) -> Iterator[Row]:
+def _cells(
+    records: Iterable[tuple[int, list[str]]], names: list[str], path: Path, named_by: str = "the header"
+) -> Iterator[Row]:
     for line, record in records:
         if len(record) != len(names):
             raise DataError(
-                f"{path}:{line}: {len(record)} cells, but the header names {len(names)} columns; "
+                f"{path}:{line}: {len(record)} cells, but {named_by} names {len(names)} columns; "
                 "quote cells that hold the delimiter"
             )
         yield line, dict(zip(names, record, strict=True))

@@ -31,6 +31,7 @@ class Training:
     users: Codes  # (n,) positions in user_ids
     codes: Codes  # (n,) positions in item_ids
     times: Floats | None = None  # (n,) seconds since 1970
+    ratings: Floats | None = None  # (n,), NaN where unknown
     people: Mapping[str, Fields] = field(default_factory=dict)  # what is known of users, by id
     tested: frozenset[str] = (
         frozenset()
@@ -40,7 +41,12 @@ class Training:
         """The same interactions of the same catalogue."""
         if not isinstance(other, Training):
             return NotImplemented
-        arrays = ((self.users, other.users), (self.codes, other.codes), (self.times, other.times))
+        arrays = (
+            (self.users, other.users),
+            (self.codes, other.codes),
+            (self.times, other.times),
+            (self.ratings, other.ratings),
+        )
         ids = (self.items, self.item_ids, self.user_ids) == (other.items, other.item_ids, other.user_ids)
         return ids and all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in arrays)
 
@@ -79,24 +85,25 @@ class Training:
         return replace(kept, tested=frozenset(targets))
 
     def _kept(self, kept: npt.NDArray[np.bool_]) -> Training:
-        times = None if self.times is None else self.times[kept]
-        return replace(self, users=self.users[kept], codes=self.codes[kept], times=times)
+        times, ratings = (None if values is None else values[kept] for values in (self.times, self.ratings))
+        return replace(self, users=self.users[kept], codes=self.codes[kept], times=times, ratings=ratings)
 
 
-def training_part(dataset: Dataset, kept: npt.NDArray[np.bool_]) -> Training:
-    """The interactions of a data set for which `kept`, (n_interactions,), is true."""
-    users = np.repeat(np.arange(len(dataset.user_ids), dtype=np.int32), np.diff(dataset.starts))
+def part_at(dataset: Dataset, positions: npt.NDArray[np.int64]) -> Training:
+    """The interactions of a data set at these positions, which ascend."""
     whole = Training(
-        dataset.items, dataset.item_ids, dataset.user_ids, users, dataset.codes, dataset.times, dataset.users
+        dataset.items,
+        dataset.item_ids,
+        dataset.user_ids,
+        dataset.user_of,
+        dataset.codes,
+        dataset.times,
+        dataset.ratings,
+        dataset.users,
     )
+    kept = np.zeros(len(dataset.codes), dtype=np.bool_)
+    kept[positions] = True
     return whole._kept(kept)
-
-
-def all_but_last(dataset: Dataset) -> Training:
-    """All interactions but the last of every user, who all have one."""
-    kept = np.ones(len(dataset.codes), dtype=np.bool_)
-    kept[dataset.starts[1:] - 1] = False
-    return training_part(dataset, kept)
 
 
 def from_pairs(items: Mapping[str, Item], pairs: Iterable[tuple[str, str]]) -> Training:
