@@ -21,7 +21,7 @@ from pathlib import Path
 import peers
 import torch
 
-from fewrec_prompt import Question, assets, templates, verbalizers
+from fewrec_prompt import Numerics, Question, assets, templates, verbalizers
 from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.data import read_dataset
@@ -116,7 +116,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|",
     ]
     for precision in asked.precisions:
-        backend = causal.load("smollm2-135m", precision=precision)
+        backend = causal.load("smollm2-135m", Numerics(precision))
         ways = [peers.ours(backend), peers.cached_prefix(backend)]
         ways += [peers.lm_eval(backend, size) for size in asked.batch]
         rate = gemm_rate(backend.model.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,7 +63,11 @@ def print_table(record: Mapping[str, Any]) -> None:
     heads = ["row"]
     for name in names:
         heads += [name, "95 %"] if name == main else [name]
-    lines = [[*heads, "ms/user"], *(_cells(row, names, main) for row in record["rows"])]
+    print_columns([[*heads, "ms/user"], *(_cells(row, names, main) for row in record["rows"])])
+
+
+def print_columns(lines: Sequence[Sequence[str]]) -> None:
+    """Lines of as many cells each: the first to the left, the others to the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for first, *others in lines:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
