@@ -9,12 +9,13 @@ Run by itself it prints processor seconds a user of both ways and of this packag
 from __future__ import annotations
 
 import argparse
+import atexit
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -29,8 +30,11 @@ ComputeType = Literal["float32", "int8"]
 TOLERANCE = 1e-2  # nats, of a whole title in fp32: each implementation adds in an order of its own
 
 
-def ct2(backend: CausalBackend, compute_type: ComputeType, batch_size: int = 20) -> Peer:
-    """`Generator.score_batch` on the weights of the backend; every candidate brings its whole prompt."""
+def ct2(backend: CausalBackend, compute_type: ComputeType, batch_size: int = 4) -> Peer:
+    """`Generator.score_batch` on the weights of the backend; every candidate brings its whole prompt.
+
+    It holds the logits of every position of a batch: at history 50 a batch of 20 takes more than 10 GB.
+    """
     generator, words = _generator(backend, compute_type), _words(backend)
 
     def score(questions: Sequence[Question]) -> list[float]:
@@ -80,9 +84,10 @@ def _forced(result: Any, tail: Sequence[int]) -> float:
 def _converted(folder: Path) -> Path:
     from ctranslate2.converters import TransformersConverter
 
-    made = Path(mkdtemp(prefix="fewrec-ct2-")) / "model"
-    TransformersConverter(str(folder)).convert(str(made))
-    return made
+    made = TemporaryDirectory(prefix="fewrec-ct2-")
+    atexit.register(made.cleanup)
+    TransformersConverter(str(folder)).convert(made.name, force=True)
+    return Path(made.name)
 
 
 def _generator(backend: CausalBackend, compute_type: ComputeType) -> Any:
@@ -117,12 +122,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, default=3)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--history", type=int, nargs="+", choices=[10, 50], default=[10, 50])
     asked = parser.parse_args()
     backend = load("smollm2-135m", Numerics("fp32"))
     ways = [ours(backend), *(way(backend, kind) for way in (ct2, ct2_cached) for kind in ("float32", "int8"))]
     ways.append(Peer("fewrec-prompt bf16", ours(load("smollm2-135m", Numerics("bf16"))).score))
     print("| work | way | CPU-s/user | against fp32 of ours | largest difference, nats |\n|---|---|---|---|---|")
-    for work in WORKS[:2]:
+    for work in [work for work in WORKS[:2] if work.n_history in asked.history]:
         users = questions(work, asked.users)
         for line in table(work.name, ways, users, asked.runs):
             print(line, flush=True)

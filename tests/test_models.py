@@ -266,21 +266,74 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "threshold"), [("fp32", torch.float32, None), ("bf16", torch.bfloat16, None), ("int8", None, 6.0)]
+    ("name", "asked", "dtype", "threshold"),
+    [
+        ("fp32", None, torch.float32, None),
+        ("bf16", None, torch.bfloat16, None),
+        ("int8", None, torch.int8, precision.INT8_THRESHOLD),
+        ("int8", 0.0, torch.int8, 0.0),
+        ("int8", 4.5, torch.int8, 4.5),
+    ],
 )
-def test_what_is_recorded_is_what_was_used(folder, name, dtype, threshold):
+def test_what_is_recorded_is_what_was_used(folder, name, asked, dtype, threshold):
     if precision._missing(name, "cpu"):
         pytest.skip("this machine has no 8-bit on its CPU")
 
-    backend = causal.load(str(folder), Numerics(name))
+    backend = causal.load(str(folder), Numerics(name, int8_threshold=asked))
 
     assert backend.mode.precision == name
     assert backend.mode.attention == backend.model.config._attn_implementation == "sdpa"
     assert backend.mode.int8_threshold == threshold
     weights = backend.model.model.layers[0].mlp.up_proj.weight
-    assert weights.dtype == (dtype or torch.int8)
+    assert weights.dtype == dtype
     if threshold is not None:
         assert backend.model.config.quantization_config.llm_int8_threshold == threshold
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"precision": "fp16"}, "unknown precision 'fp16'; known: auto, bf16, fp32, int4, int8"),
+        (
+            {"unit": "canonicle"},
+            "unknown unit 'canonicle'; known: auto, canonical, throughput. Did you",
+        ),
+        ({"precision": "int8", "int8_threshold": -1.0}, "int8 threshold -1.0: give a finite number from 0"),
+        ({"precision": "int8", "int8_threshold": float("nan")}, "int8 threshold nan"),
+        ({"precision": "bf16", "int8_threshold": 6.0}, "an int8 threshold says nothing about bf16"),
+        ({"token_budget": 0}, "token budget 0: give a whole number of tokens from 1"),
+        ({"token_budget": 1e3}, "token budget 1000.0"),
+        ({"token_budget": True}, "token budget True"),
+    ],
+)
+def test_numbers_that_no_machine_could_follow_are_refused_where_they_are_given(changes, says):
+    with pytest.raises(ModelError, match=says):
+        Numerics(**changes)
+    with pytest.raises(ModelError, match=says):
+        Recommender.load("./no-such-model", **changes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "unit"),
+    [
+        ("auto", "cpu", "canonical"),
+        ("auto", "cuda", "throughput"),
+        ("auto", "cuda:1", "throughput"),
+        ("throughput", "cpu", "throughput"),
+        ("canonical", "cuda", "canonical"),
+    ],
+)
+def test_a_unit_is_what_was_asked_else_what_suits_the_device(asked, device, unit):
+    mode = precision.choose_precision(Numerics("fp32", unit=asked, token_budget=512), device)
+
+    assert mode.to_dict().items() >= {"unit": unit, "token_budget": 512}.items()
+
+
+def test_a_threshold_is_refused_where_auto_comes_to_something_else(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+
+    with pytest.raises(ModelError, match=r"precision is 'fp32' \(auto on a CPU.*\); ask for precision int8"):
+        precision.choose_precision(Numerics(int8_threshold=6.0), "cpu")
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])

@@ -73,9 +73,10 @@ class NumericMode:
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether a sequence scores the same, up to rounding, whatever else is in its forward pass.
+        """Whether each sequence of a batch is computed as if it were alone.
 
-        LLM.int8 with a threshold does not: which columns stay in 16 bits is decided over the whole pass.
+        LLM.int8 with a threshold is not: which columns stay in 16 bits is decided over the whole pass. That a mode is
+        says nothing about rounding, which differs from one layout of a pass to another: see docs/precision.md.
         """
         return not self.int8_threshold
 
