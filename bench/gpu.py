@@ -27,7 +27,7 @@ from limits import SIZES, gemm_rate, least_flop, seconds, unique_tokens
 
 from fewrec_prompt.backends.engine import Engine
 from fewrec_prompt.backends.plan import TokenSequence
-from fewrec_prompt.backends.precision import choose_precision
+from fewrec_prompt.backends.precision import Numerics, choose_precision
 from fewrec_prompt.backends.probe import choose_layout
 from fewrec_prompt.seeds import rng_for
 
@@ -161,7 +161,7 @@ def to_int8(model: Any, device: str) -> Any:
     """Every linear layer but the LM head in 8 bits, as transformers loads it; in place."""
     from bitsandbytes.nn import Int8Params, Linear8bitLt
 
-    threshold = choose_precision("int8", device).int8_threshold
+    threshold = choose_precision(Numerics("int8"), device).int8_threshold
     head = model.get_output_embeddings()
     for name, linear in list(model.named_modules()):
         if type(linear) is not torch.nn.Linear or linear is head:

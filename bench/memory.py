@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from results import Result
 from works import FILMS
 
-from fewrec_prompt import assets, evaluate
+from fewrec_prompt import Numerics, assets, evaluate
 from fewrec_prompt.data import parquet_files, read_dataset
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
@@ -86,7 +86,7 @@ def one(n_users: int, precision: str) -> None:
     """Evaluate, then print the peak of this process in MB."""
     with TemporaryDirectory(prefix="fewrec-memory-") as folder:
         task = write_task(Path(folder), n_users)
-        evaluate(task, Options(precision=precision), out=Path(folder) / "run")
+        evaluate(task, Options(numerics=Numerics(precision)), out=Path(folder) / "run")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -15,6 +15,7 @@ from results import Bar, Result
 from works import TITLES_10, TITLES_50, YES_NO_50, Work, users_of
 
 from fewrec_prompt.backends import causal
+from fewrec_prompt.backends.precision import Numerics
 
 PRECISIONS = ("fp32", "bf16")
 FASTEST = "bf16"  # of our precisions on a CPU: what int8 of others is compared with
@@ -47,7 +48,7 @@ class Row:
 @cache
 def backend(precision: str) -> causal.CausalBackend:
     """The embedded model, loaded once."""
-    return causal.load("smollm2-135m", precision=precision)
+    return causal.load("smollm2-135m", Numerics(precision))
 
 
 def speed(work: Work, precision: str, ratio: float, tag: str, against: str, measure: Measure) -> Row:

@@ -14,6 +14,7 @@ _PUBLIC = {
     "Question": "types",
     "Ranking": "types",
     "FewrecError": "errors",
+    "Numerics": "backends.precision",
     "Recommender": "recommender",
     "evaluate": "evaluation",
     "Options": "evaluation",

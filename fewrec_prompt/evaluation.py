@@ -6,7 +6,7 @@ How questions are asked and shared stands in scoring.py, what is written down in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from fewrec_prompt import metrics, records, report, scoring, tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import BACKENDS, Backend
+from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.baselines import BASELINES, check_baselines
 from fewrec_prompt.data import parquet_files
 from fewrec_prompt.data.queries import QuerySet
@@ -67,8 +68,7 @@ class Options:
     seed: int | None = None
     split: Split = "test"
     candidates: Path | None = None  # a candidate file of an earlier run; all its users unless `users` is given
-    precision: str = "auto"
-    device: str | None = None
+    numerics: Numerics = AUTO
 
     def applied(self, task: Task) -> Task:
         """The task with these changes. Raises TaskError for a number of users below one."""
@@ -86,11 +86,7 @@ class Options:
         """What run.json says of this call beside the task's settings: all of it decides, or says where to look."""
         return {
             "split": self.split if self.candidates is None else "candidate file",
-            "call": {
-                "candidates": None if self.candidates is None else str(self.candidates),
-                "precision": self.precision,
-                "device": self.device,
-            },
+            "call": {"candidates": None if self.candidates is None else str(self.candidates)} | asdict(self.numerics),
         }
 
 
@@ -145,8 +141,7 @@ def _baselines(task: Task, queries: QuerySet) -> list[Scored]:
 
 
 def _load(task: Task, options: Options, say: Say) -> Backend:
-    load = BACKENDS.load("causal")
-    backend: Backend = load(task.settings.model, precision=options.precision, device=options.device, say=say)
+    backend: Backend = BACKENDS.load("causal")(task.settings.model, options.numerics, say=say)
     return backend
 
 
@@ -214,6 +209,12 @@ def _finish(task: Task, scored: Sequence[Scored], queries: QuerySet, store: RunS
     report.write(store.folder / "report.html", record)
     store.finish(record)
     return Run(store.folder, record)
+
+
+def measure(row: Scored, queries: QuerySet, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Each metric's value for each user who has an answer, in the order of the rankings; nothing if nobody has one."""
+    users = _judged(row, queries)
+    return metrics.measure(names, users) if users else {}
 
 
 def _judged(row: Scored, queries: QuerySet) -> list[metrics.UserScores]:

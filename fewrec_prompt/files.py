@@ -37,6 +37,14 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def check_writable(path: Path) -> None:
+    """Raises StorageError unless a file can be made at `path`: asked before the work whose result goes there."""
+    if path.is_dir():
+        raise StorageError(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise StorageError(f"{path}: its folder is not there or not writable; make it first, or name another place")
+
+
 def disk_error(error: OSError, path: Path) -> Exception:
     """A StorageError that names the path if the disk is at fault, else the error itself."""
     if error.errno not in _DISK:

@@ -19,6 +19,7 @@ from fewrec_prompt import templates, verbalizers
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import BACKENDS, Backend
 from fewrec_prompt.backends.plan import shared_length
+from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.catalogue import Rule
 from fewrec_prompt.errors import BudgetError, DataError, TemplateError, VerbalizerError
@@ -131,15 +132,20 @@ class Recommender:
         length: Length | None = None,
         precision: str = "auto",
         device: str | None = None,
+        int8_threshold: float | None = None,
+        unit: str = "auto",
+        token_budget: int | None = None,
         domain: Domain = NEUTRAL,
         say: Say = quiet,
     ) -> Recommender:
         """A recommender from names: an embedded model, folder or hub id; a template; its own verbalizer by default.
 
-        `alpha` defaults to the verbalizer's own. `say` is called with one line at a time about slow steps and choices.
+        `alpha` defaults to the verbalizer's own. What `precision` to `token_budget` mean stands in Numerics. `say` is
+        called with one line at a time about slow steps and choices.
         """
         template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length)
-        backend = BACKENDS.load("causal")(model, precision=precision, device=device, say=say)
+        numerics = Numerics(precision, device, int8_threshold, unit, token_budget)
+        backend = BACKENDS.load("causal")(model, numerics, say=say)
         return cls(template, reader, backend, domain, calibration)
 
     def rank(

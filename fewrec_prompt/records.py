@@ -48,8 +48,13 @@ def header(task: Task, rows: Sequence[Row], queries: QuerySet, backend: Backend)
         "verbalizers": {
             str(row.settings.verbalizer): row.recommender.verbalizer.model_dump(mode="json") for row in rows
         },
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Python and the libraries that numbers depend on."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
 
 
 def _model(backend: Backend) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command_of_the_readme_shape_runs_and_resumes_nothing(here: Path, model: Path) -> None:
     words = ["eval", "mine.toml", "--prompt", "complete", "--verbalizer", "title", "--calibrate", "pmi"]
     words += ["--alpha", "0.6", "--users", "2", "--model", str(model), "--precision", "fp32", "--out", "runs/a"]
+    words += ["--unit", "throughput", "--token-budget", "300"]
 
     done = fewrec(*words)
 
@@ -104,6 +105,7 @@ def test_the_command_of_the_readme_shape_runs_and_resumes_nothing(here: Path, mo
     assert record["n_users"] == 2
     assert len(record["model"]["sha256"]) == 64
     assert record["call"]["precision"] == "fp32"
+    assert record["numerics"].items() >= {"unit": "throughput", "token_budget": 300, "int8_threshold": None}.items()
 
     again = fewrec(*words)
     assert again.code == 2
@@ -305,6 +307,13 @@ def test_an_unfinished_run_of_another_command(here: Path, model: Path) -> None:
         (("rank", "--task", "mine.toml", "--history", "Hate", "--candidates", "Up"), "did you mean 'Heat'?"),
         (("rank", "--task", "mine.toml", "--history", "Heat", "--candidates", "Up"), "is the title of 2 items; give"),
         (("rank", "--task", "mine.toml", "--history", "c", "--candidates", "Up", "f"), "item 'f' (Up) is given more"),
+        ((*EVAL, "--unit", "big"), "unknown unit 'big'; known: auto, canonical, throughput"),
+        ((*EVAL, "--precision", "bf16", "--int8-threshold", "6"), "an int8 threshold says nothing about bf16"),
+        (("rank", "--history", "a", "--candidates", "b", "--token-budget", "0"), "token budget 0: give a whole number"),
+        (("bench", "precision", "fp32", "int9", "--task", "mine.toml"), "unknown precision 'int9'"),
+        (("bench", "precision", "--task", "mine.toml"), "has no 'selection' split"),
+        (("bench", "precision", "--task", "mine.toml", "--split", "test", "--model", "./nope"), "no model './nope'"),
+        (("bench", "precision", "--users", "0"), "Invalid value for '--users'"),
         (("prompts", "show", "nope"), "no template named 'nope'"),
         (("prompts", "render", "complete", "--task", "mine.toml", "--user", "u9"), "user 'u9' is not among the 3"),
     ],
@@ -351,6 +360,41 @@ def test_rank_says_how_much_history_did_not_fit(here: Path, model: Path) -> None
 def test_lists_are_spread_before_they_are_parsed(words: list[str], spread: list[str]) -> None:
     assert spread_lists(["rank", *words]) == ["rank", *spread]
     assert spread_lists(["eval", *words]) == ["eval", *words]
+
+
+# --- bench -------------------------------------------------------------------------------------------------------
+
+
+def test_bench_prints_a_line_a_precision_and_writes_the_same_numbers(here: Path, model: Path) -> None:
+    words = ["bench", "precision", "fp32", "bf16", "--task", "mine.toml", "--split", "test", "--model", str(model)]
+
+    done = fewrec(*words, "--prompt", "complete", "--calibrate", "pmi", "--json", "parity.json")
+
+    assert done.code == 0, done.err
+    assert "100 %" in done.err
+    heads, fp32, bf16 = done.out.splitlines()
+    assert heads.split()[0] == "precision"
+    assert heads.endswith("ms/user  peak MB")
+    assert fp32.split()[:4] == ["fp32", "–", "–", "–"]
+    assert bf16.split()[0] == "bf16"
+    record = json.loads((here / "parity.json").read_text())
+    assert (record["task"], record["split"], record["n_users"]) == ("mine", "test", 3)
+    assert record["row"]["calibrate"] == "pmi"
+    first, second = record["lines"]
+    assert first["numerics"]["precision"] == "fp32"
+    assert first["max_abs_dlogp"] is None
+    assert second["max_abs_dlogp"] > 0
+    assert second["delta nDCG@10"]["low"] <= second["delta nDCG@10"]["value"] <= second["delta nDCG@10"]["high"]
+    assert bf16.split()[-1] == f"{second['peak_memory_bytes'] / 1e6:.0f}"
+
+
+def test_bench_refuses_a_place_for_its_numbers_before_it_works(here: Path, model: Path) -> None:
+    words = ["bench", "precision", "--task", "mine.toml", "--split", "test", "--model", str(model), "--json"]
+    done = fewrec(*words, "no/such/folder/parity.json")
+    assert done.code == 74
+    assert "its folder is not there or not writable" in done.err
+    assert "precision" not in done.err.splitlines()[0].removeprefix("fewrec: no/such/folder/")
+    assert fewrec(*words, ".").code == 74
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------

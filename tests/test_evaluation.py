@@ -102,7 +102,8 @@ def test_run_json_holds_what_it_takes_to_repeat_the_run(tmp_path: Path) -> None:
     assert {"name", "sha256", "backend"} == record["model"].keys()
     assert record["numerics"]["precision"] == "fp32"
     assert record["split"] == "test"
-    assert record["call"] == {"candidates": None, "precision": "auto", "device": None}
+    asked = {"precision": "auto", "device": None, "int8_threshold": None, "unit": "auto", "token_budget": None}
+    assert record["call"] == {"candidates": None} | asked
 
 
 def test_rankings_have_five_columns_and_every_candidate_once(tmp_path: Path) -> None:

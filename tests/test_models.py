@@ -12,7 +12,7 @@ import torch
 from _tiny import FAMILIES, TITLES, save_model
 from huggingface_hub import constants
 
-from fewrec_prompt import Recommender
+from fewrec_prompt import Numerics, Recommender
 from fewrec_prompt.backends import causal, models, precision
 from fewrec_prompt.backends.models import locate
 from fewrec_prompt.errors import ModelError
@@ -66,7 +66,7 @@ def test_good_weights_beside_pickled_ones_are_the_ones_that_are_read(folder, mon
     (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
 
-    assert causal.load(str(folder), precision="fp32").context_window == 256
+    assert causal.load(str(folder), Numerics("fp32")).context_window == 256
 
 
 def test_a_folder_without_weights_is_refused(folder):
@@ -109,7 +109,7 @@ def test_weights_that_are_missing_in_the_file_are_not_made_up(folder):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(ModelError, match=r"1 weights are missing in .*'model.layers.1.mlp.up_proj.weight'"):
-        causal.load(str(folder), precision="fp32")
+        causal.load(str(folder), Numerics("fp32"))
 
 
 @pytest.mark.parametrize("spoil", ["cut", "shape", "unknown"])
@@ -123,7 +123,7 @@ def test_a_damaged_or_unknown_model_is_an_error_of_ours(folder, spoil):
         edit_json(folder / "config.json", model_type="nobody-knows")
 
     with pytest.raises(ModelError, match="cannot be loaded from"):
-        causal.load(str(folder), precision="fp32")
+        causal.load(str(folder), Numerics("fp32"))
 
 
 def test_the_digest_changes_with_weights_config_and_tokenizer_and_not_with_the_readme(folder):
@@ -234,7 +234,7 @@ def test_a_precision_that_cannot_be_had_is_an_error_and_nothing_else_is_used(mon
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": lacking != "avx512"})
 
     with pytest.raises(ModelError, match=says):
-        precision.choose_precision(name, device)
+        precision.choose_precision(Numerics(name), device)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_auto_follows_one_rule_and_says_which(monkeypatch, device, abilities, ch
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
     monkeypatch.setattr(precision, "find_spec", lambda _: "there")
 
-    mode = precision.choose_precision("auto", device)
+    mode = precision.choose_precision(Numerics(), device)
 
     assert mode.precision == chosen
     assert mode.reason.startswith("auto on a ")
@@ -266,21 +266,74 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "threshold"), [("fp32", torch.float32, None), ("bf16", torch.bfloat16, None), ("int8", None, 6.0)]
+    ("name", "asked", "dtype", "threshold"),
+    [
+        ("fp32", None, torch.float32, None),
+        ("bf16", None, torch.bfloat16, None),
+        ("int8", None, torch.int8, precision.INT8_THRESHOLD),
+        ("int8", 0.0, torch.int8, 0.0),
+        ("int8", 4.5, torch.int8, 4.5),
+    ],
 )
-def test_what_is_recorded_is_what_was_used(folder, name, dtype, threshold):
+def test_what_is_recorded_is_what_was_used(folder, name, asked, dtype, threshold):
     if precision._missing(name, "cpu"):
         pytest.skip("this machine has no 8-bit on its CPU")
 
-    backend = causal.load(str(folder), precision=name)
+    backend = causal.load(str(folder), Numerics(name, int8_threshold=asked))
 
     assert backend.mode.precision == name
     assert backend.mode.attention == backend.model.config._attn_implementation == "sdpa"
     assert backend.mode.int8_threshold == threshold
     weights = backend.model.model.layers[0].mlp.up_proj.weight
-    assert weights.dtype == (dtype or torch.int8)
+    assert weights.dtype == dtype
     if threshold is not None:
         assert backend.model.config.quantization_config.llm_int8_threshold == threshold
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"precision": "fp16"}, "unknown precision 'fp16'; known: auto, bf16, fp32, int4, int8"),
+        (
+            {"unit": "canonicle"},
+            "unknown unit 'canonicle'; known: auto, canonical, throughput. Did you",
+        ),
+        ({"precision": "int8", "int8_threshold": -1.0}, "int8 threshold -1.0: give a finite number from 0"),
+        ({"precision": "int8", "int8_threshold": float("nan")}, "int8 threshold nan"),
+        ({"precision": "bf16", "int8_threshold": 6.0}, "an int8 threshold says nothing about bf16"),
+        ({"token_budget": 0}, "token budget 0: give a whole number of tokens from 1"),
+        ({"token_budget": 1e3}, "token budget 1000.0"),
+        ({"token_budget": True}, "token budget True"),
+    ],
+)
+def test_numbers_that_no_machine_could_follow_are_refused_where_they_are_given(changes, says):
+    with pytest.raises(ModelError, match=says):
+        Numerics(**changes)
+    with pytest.raises(ModelError, match=says):
+        Recommender.load("./no-such-model", **changes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "unit"),
+    [
+        ("auto", "cpu", "canonical"),
+        ("auto", "cuda", "throughput"),
+        ("auto", "cuda:1", "throughput"),
+        ("throughput", "cpu", "throughput"),
+        ("canonical", "cuda", "canonical"),
+    ],
+)
+def test_a_unit_is_what_was_asked_else_what_suits_the_device(asked, device, unit):
+    mode = precision.choose_precision(Numerics("fp32", unit=asked, token_budget=512), device)
+
+    assert mode.to_dict().items() >= {"unit": unit, "token_budget": 512}.items()
+
+
+def test_a_threshold_is_refused_where_auto_comes_to_something_else(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+
+    with pytest.raises(ModelError, match=r"precision is 'fp32' \(auto on a CPU.*\); ask for precision int8"):
+        precision.choose_precision(Numerics(int8_threshold=6.0), "cpu")
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
@@ -300,7 +353,7 @@ def test_a_family_without_fused_attention_loads_and_its_record_says_so(tmp_path)
     save_model(tmp_path, "gemma2", **FAMILIES["gemma"], sliding_window=16)
     lines = []
 
-    backend = causal.load(str(tmp_path), precision="fp32", say=lines.append)
+    backend = causal.load(str(tmp_path), Numerics("fp32"), say=lines.append)
 
     assert (backend.mode.attention, backend.mode.layout) == ("eager", "plain")
     assert "one at a time, because its layers are full_attention, sliding_attention" in lines[-1]

@@ -19,7 +19,7 @@ from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends.engine import Engine
 from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.plan import plan
-from fewrec_prompt.backends.precision import NumericMode, choose_device, choose_precision, loading_options
+from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, loading_options, numeric_mode
 from fewrec_prompt.backends.probe import choose_layout
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.backends.trie_reader import TrieReader
@@ -42,7 +42,7 @@ class CausalBackend:
         self.tokens = QuestionTokenizer(tokenizer)
         self.mode = mode
         self.files = files
-        self.engine = Engine(model, mode.layout, unit=mode.unit)
+        self.engine = Engine(model, mode.layout, unit=mode.unit, token_budget=mode.token_budget)
         self.context_window = _context_window(model.config.get_text_config(), tokenizer)
 
     def n_tokens(self, question: Question) -> int:
@@ -86,12 +86,12 @@ class CausalBackend:
         return [tuple(rows[end - len(group) : end]) for group, end in zip(encoded, ends, strict=True)]
 
 
-def load(name: str, *, precision: str = "auto", device: str | None = None, say: Say = quiet) -> CausalBackend:
+def load(name: str, numerics: Numerics = AUTO, *, say: Say = quiet) -> CausalBackend:
     """The causal model called `name` (embedded asset, local folder or hub id), ready to answer.
 
     Raises ModelError if files are missing or the precision cannot be had here.
     """
-    mode = choose_precision(precision, choose_device(device))
+    mode = numeric_mode(numerics)
     say(f"precision {mode.precision} on {mode.device} ({mode.reason})")
     files = locate(name, say)
     tokenizer, model = _tokenizer(files), _model(files, mode)

@@ -7,19 +7,53 @@ this machine lacks is an error.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
-import torch
-
 from fewrec_prompt.errors import ModelError, did_you_mean
 
 PrecisionName = Literal["auto", "fp32", "bf16", "int8", "int4"]
+UnitName = Literal["auto", "canonical", "throughput"]
 USERS_PER_UNIT = 32  # of a throughput unit
-INT8_THRESHOLD = (
-    6.0  # LLM.int8's own default; activations above it stay in 16 bits (Dettmers et al. 2022, arXiv 2208.07339)
-)
+INT8_THRESHOLD = 0.0  # measured: docs/LOG.md
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """What a person may ask about numbers and layout. The default leaves every choice to the machine.
+
+    `int8_threshold` belongs to int8: activations above it stay in 16 bits, 0 leaves none out (LLM.int8, Dettmers et al.
+    2022, arXiv 2208.07339). `unit` says what is computed together: one user's questions (canonical, the choice on a
+    CPU) or those of several (throughput, on a GPU). `token_budget` bounds the tokens of a forward pass. Raises
+    ModelError for values that no machine could follow.
+    """
+
+    precision: str = "auto"
+    device: str | None = None
+    int8_threshold: float | None = None
+    unit: str = "auto"
+    token_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_name("precision", self.precision, get_args(PrecisionName))
+        _check_name("unit", self.unit, get_args(UnitName))
+        threshold, budget = self.int8_threshold, self.token_budget
+        if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
+            raise ModelError(f"int8 threshold {threshold}: give a finite number from 0, such as 0 or 6")
+        if threshold is not None and self.precision not in ("int8", "auto"):
+            raise ModelError(f"an int8 threshold says nothing about {self.precision}; ask for precision int8")
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
+            raise ModelError(f"token budget {budget!r}: give a whole number of tokens from 1, such as 4096")
+
+
+def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ModelError(f"unknown {what} {name!r}; {did_you_mean(name, known)}")
+
+
+AUTO = Numerics()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +70,16 @@ class NumericMode:
     int8_threshold: float | None = None
     layout: str = "packed"
     unit: str = "canonical"
+    token_budget: int | None = None
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether each sequence of a batch is computed as if it were alone.
+
+        LLM.int8 with a threshold is not: which columns stay in 16 bits is decided over the whole pass. That a mode is
+        says nothing about rounding, which differs from one layout of a pass to another: see docs/precision.md.
+        """
+        return not self.int8_threshold
 
     @property
     def users_per_unit(self) -> int:
@@ -43,11 +87,18 @@ class NumericMode:
         return USERS_PER_UNIT if self.unit == "throughput" else 1
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"batch_invariant": self.batch_invariant}
+
+
+def numeric_mode(asked: Numerics) -> NumericMode:
+    """The numeric mode that this machine gives to a request. Raises ModelError if it cannot be had."""
+    return choose_precision(asked, choose_device(asked.device))
 
 
 def choose_device(asked: str | None) -> str:
     """ "cuda" where there is one, else "cpu", unless asked for by name. Raises ModelError if it is not there."""
+    import torch
+
     available = {"cpu"} | ({"cuda"} if torch.cuda.is_available() else set())
     if asked is None:
         return "cuda" if "cuda" in available else "cpu"
@@ -56,15 +107,18 @@ def choose_device(asked: str | None) -> str:
     return asked
 
 
-def choose_precision(asked: str, device: str) -> NumericMode:
+def choose_precision(asked: Numerics, device: str) -> NumericMode:
     """The numeric mode for this request on this device. Raises ModelError if it cannot be had."""
-    if asked not in get_args(PrecisionName):
-        raise ModelError(f"unknown precision {asked!r}; {did_you_mean(asked, get_args(PrecisionName))}")
-    name, reason = _automatic(device) if asked == "auto" else (asked, "asked for")
+    name, reason = _automatic(device) if asked.precision == "auto" else (asked.precision, "asked for")
     if problem := _missing(name, device):
         raise ModelError(f"precision {name!r} ({reason}) cannot be had on {device}: {problem}; use --precision fp32")
-    threshold = INT8_THRESHOLD if name == "int8" else None
-    return NumericMode(precision=name, reason=reason, device=device, int8_threshold=threshold)
+    threshold = asked.int8_threshold
+    if name != "int8" and threshold is not None:
+        raise ModelError(f"an int8 threshold was given, but precision is {name!r} ({reason}); ask for precision int8")
+    if name == "int8" and threshold is None:
+        threshold = INT8_THRESHOLD
+    unit = asked.unit if asked.unit != "auto" else "throughput" if device.startswith("cuda") else "canonical"
+    return NumericMode(name, reason, device, int8_threshold=threshold, unit=unit, token_budget=asked.token_budget)
 
 
 def _automatic(device: str) -> tuple[str, str]:
@@ -76,12 +130,16 @@ def _automatic(device: str) -> tuple[str, str]:
 
 
 def _bf16_on_cpu() -> bool:
+    import torch
+
     abilities = torch.cpu.get_capabilities()
     return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
 def _missing(name: str, device: str) -> str | None:
     """What this machine lacks for the format, or None."""
+    import torch
+
     if name in ("int8", "int4"):
         if find_spec("bitsandbytes") is None:
             return "bitsandbytes is not installed (pip install bitsandbytes)"
@@ -94,6 +152,7 @@ def _missing(name: str, device: str) -> str | None:
 
 def loading_options(mode: NumericMode) -> dict[str, Any]:
     """Keyword arguments for transformers' `from_pretrained` that load weights in this mode."""
+    import torch
     from transformers import BitsAndBytesConfig
 
     device_map = {"": mode.device} if mode.device != "cuda" else "auto"

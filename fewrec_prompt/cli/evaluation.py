@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fewrec_prompt.cli.model_options import Device, Int8Threshold, Model, Precision, TokenBudget, Unit
 from fewrec_prompt.errors import FewrecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -43,13 +44,16 @@ def evaluate(
     baseline: Annotated[
         list[str] | None, typer.Option(help="random, popularity, item-knn, …; repeat for more rows.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Embedded model, local folder or Hugging Face id.")] = None,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, int8 or int4.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.")] = None,
+    model: Model = None,
+    precision: Precision = "auto",
+    device: Device = None,
+    int8_threshold: Int8Threshold = None,
+    unit: Unit = "auto",
+    token_budget: TokenBudget = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run there is resumed.")] = None,
 ) -> None:
     """Rank the candidates of every user of a task, and print how good each row is."""
-    from fewrec_prompt import evaluation, published, tasks
+    from fewrec_prompt import Numerics, evaluation, published, tasks
     from fewrec_prompt.cli.console import print_table, progress_bar, say
 
     found = tasks.load_task(task)
@@ -62,8 +66,7 @@ def evaluate(
         seed=seed,
         split=split,
         candidates=candidates,
-        precision=precision,
-        device=device,
+        numerics=Numerics(precision, device, int8_threshold, unit, token_budget),
     )
     with _resumable(), progress_bar() as progress:
         run = evaluation.evaluate(found, options, out=out, say=say, progress=progress)

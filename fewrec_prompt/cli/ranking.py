@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fewrec_prompt.cli.model_options import DEFAULT_MODEL, Device, Int8Threshold, Model, Precision, TokenBudget, Unit
 from fewrec_prompt.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,13 +25,16 @@ def register(app: typer.Typer) -> None:
 def rank(
     history: Annotated[list[str], typer.Option(help="Titles, oldest first; several after one flag.")],
     candidates: Annotated[list[str], typer.Option(help="Titles to rank; several after one flag.")],
-    model: Annotated[str, typer.Option(help="Embedded model, local folder or Hugging Face id.")] = "smollm2-135m",
+    model: Model = DEFAULT_MODEL,
     prompt: Annotated[str, typer.Option(help="Template.")] = "complete",
     verbalizer: Annotated[str | None, typer.Option(help="The template's own where none is given.")] = None,
     calibrate: Annotated[str, typer.Option(help="none or pmi.")] = "none",
     alpha: Annotated[float | None, typer.Option(help="Weight of pmi; the verbalizer's own by default.")] = None,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, int8 or int4.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.")] = None,
+    precision: Precision = "auto",
+    device: Device = None,
+    int8_threshold: Int8Threshold = None,
+    unit: Unit = "auto",
+    token_budget: TokenBudget = None,
     task: Annotated[
         str | None, typer.Option(help="Take words and catalogue from this task; titles must be in it.")
     ] = None,
@@ -52,13 +56,16 @@ def rank(
         domain = found.domain
         query = _of_catalogue(query, tasks.load_catalogue(found, say))
     recommender = Recommender.load(
-        model,
+        model or DEFAULT_MODEL,
         prompt=prompt,
         verbalizer=verbalizer,
         calibrate=calibrate,
         alpha=alpha,
         precision=precision,
         device=device,
+        int8_threshold=int8_threshold,
+        unit=unit,
+        token_budget=token_budget,
         domain=domain,
         say=say,
     )
