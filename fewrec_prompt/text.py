@@ -34,4 +34,4 @@ def shown_title(item_id: str, title: str) -> str:
 
 def words(text: str) -> list[str]:
     """The words and numbers of a text in lower case, in order, repeated as they are."""
-    return _WORD.findall(one_line(text).casefold())
+    return _WORD.findall(text.casefold())

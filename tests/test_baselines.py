@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from test_evaluation import PLAIN, WordyBackend, tiny
 
 from fewrec_prompt import scoring, tasks
 from fewrec_prompt.baselines import BASELINES, check_baselines
-from fewrec_prompt.baselines.last_item import Bm25
 from fewrec_prompt.data.dataset import Dataset
 from fewrec_prompt.data.splits import leave_one_out
 from fewrec_prompt.data.training import Training, from_pairs
@@ -65,7 +65,7 @@ def test_bm25_prefers_what_shares_rare_words_with_the_last_item() -> None:
         "4": Item("4", "Up (1979)"), "5": Item("5", "Heat (1995)"),
     }  # fmt: skip
     asked = Query("u", (Interaction(items["5"]), Interaction(items["1"])), tuple(items[one] for one in "2345"))
-    ranking = Bm25(items).rank(asked)
+    ranking = BASELINES.load("last-bm25")(from_pairs(items, []), 0).rank(asked)
     found = dict(zip(ranking.item_ids, ranking.scores, strict=True))
     rarity = np.log(1 + (5 - 2 + 0.5) / (2 + 0.5))  # "alien" stands in two of five
     length = (2 + 2 + 3 + 2 + 2) / 5
@@ -87,8 +87,11 @@ def test_recency_is_the_latest_time_of_an_item(films: Dataset) -> None:
 
 
 def test_recency_without_times_is_an_error() -> None:
-    with pytest.raises(DataError, match="'recency' needs the times"):
+    with pytest.raises(DataError, match="'recency' needs times by the clock"):
         BASELINES.load("recency")(training("1:ab"), 0)
+    learned = training("1:ab")
+    with pytest.raises(DataError, match="by the clock"):
+        BASELINES.load("recency")(replace(learned, times=np.arange(2.0)), 0)
 
 
 @pytest.mark.parametrize("name", ["als", "bpr", "sasrec"])
@@ -148,9 +151,7 @@ def test_another_answer_of_the_same_user_changes_no_score(name: str) -> None:
         training("1:abcf", "2:bcad", "3:cabf").without({"1": ["f"], "2": ["d"]}),
     ]
     if name == "recency":
-        learned = [
-            Training(one.items, one.item_ids, one.user_ids, one.users, one.codes, one.codes + 1.0) for one in learned
-        ]
+        learned = [replace(one, times=1e9 + one.codes) for one in learned]
     first, second = (scores(name, one, query("ab", "cdef")) for one in learned)
     assert first == second
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fewrec_prompt.data.dataset import LONG_AGO
 from fewrec_prompt.data.training import Training
 from fewrec_prompt.errors import DataError
 from fewrec_prompt.types import Query, Ranking
@@ -46,9 +47,9 @@ class Recency:
 
 
 def recency(training: Training, _seed: int) -> Recency:
-    """Raises DataError where interactions have no times."""
-    if training.times is None or np.isnan(training.times).all():
-        raise DataError("baseline 'recency' needs the times of interactions, and this data has none; leave it out")
+    """Raises DataError where interactions have no times, or only positions in each person's list."""
+    if training.times is None or not (training.times >= LONG_AGO).any():
+        raise DataError("baseline 'recency' needs times by the clock, and this data has none; leave it out")
     last = np.full(len(training.item_ids), -np.inf)
     np.fmax.at(last, training.codes, training.times)
     taken = zip(training.item_ids, last.tolist(), strict=True)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
+from fewrec_prompt.text import words
+
 K1, B = 1.2, 0.75
-_WORD = re.compile(r"\w+")
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, in lower case."""
-    return _WORD.findall(text.casefold())
 
 
 class Index:
@@ -34,7 +29,7 @@ class Index:
     def scores(self, query: str) -> npt.NDArray[np.float64]:
         """How near each text is to the query: 0 where they share no word. Shape (n_texts,)."""
         scores = np.zeros(len(self._norm))
-        for word in set(words(query)) & self._postings.keys():
+        for word in sorted(set(words(query)) & self._postings.keys()):  # sums have the same bits in every process
             rows, counts = self._postings[word].T
             rarity = np.log1p((len(scores) - len(rows) + 0.5) / (len(rows) + 0.5))
             scores[rows] += rarity * counts * (K1 + 1) / (counts + self._norm[rows])

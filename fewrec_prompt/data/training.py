@@ -33,9 +33,7 @@ class Training:
     times: Floats | None = None  # (n,) seconds since 1970
     ratings: Floats | None = None  # (n,), NaN where unknown
     people: Mapping[str, Fields] = field(default_factory=dict)  # what is known of users, by id
-    tested: frozenset[str] = (
-        frozenset()
-    )  # users under test: known by what they took before, never to choose anything by
+    tested: frozenset[str] = frozenset()  # users under test: nothing is chosen by how well it does for them
 
     def __eq__(self, other: object) -> bool:
         """The same interactions of the same catalogue."""
