@@ -19,6 +19,8 @@ from peers import NotInstalledError, PeerError
 from results import HERE, Kept, Result, Store, line, page
 from rows import Asked, Row, rows
 
+from fewrec_prompt.errors import did_you_mean
+
 HOW = """SmolLM2-135M on the CPU, MovieLens-100K test users with 20 candidates each: {users} users a run, medians of
 {runs} interleaved runs. Both sides get the same texts, weights, precision and number of threads. Before anything is
 timed all answers are compared, which warms both up and counts for nobody. Nothing is kept from one run to the next but
@@ -26,7 +28,9 @@ the loaded models: prefix caches and the cache of encoded questions are emptied,
 token ids). Ours is asked user by user; lm-evaluation-harness and vLLM get the requests of all users at once, and
 lm-evaluation-harness the batch size that was fastest. In fp32 a peer whose sums differ from ours by more than 1e-3 nat
 is an error; "difference" is the largest one, in nats. The ratio is the peer's time over ours; against the arithmetic
-limit the limit's time over ours (1 cannot be passed); for memory our peak over that with fewer users."""
+limit the limit's time over ours (1 cannot be passed); for memory our peak over that with fewer users. vLLM (echo) gives
+log-probabilities of prompts as its server's echo does and computes every token; vLLM (cached) is made to read its
+prefix cache all the same (vllm_worker.py)."""
 
 
 def main() -> int:
@@ -34,7 +38,8 @@ def main() -> int:
     asked = _parser().parse_args()
     chosen = [row for row in rows() if any(fnmatchcase(row.name, pattern) for pattern in asked.only)]
     if asked.list or not chosen:
-        print("\n".join(row.name for row in rows()))
+        known = [row.name for row in rows()]
+        print("\n".join(known) if chosen else f"no row {' '.join(asked.only)!r}; {did_you_mean(asked.only[0], known)}")
         return 0 if chosen else 2
     store = Store(asked.out / "results", {"users": asked.users, "runs": asked.runs})
     request = Asked(asked.users, asked.runs, asked.vllm_python)

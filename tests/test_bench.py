@@ -175,12 +175,12 @@ def test_a_peer_that_is_not_there_is_said_and_no_error(tmp_path):
     every = {one.name: one for one in rows.rows()}
     asked = rows.Asked(1, 1, tmp_path / "no-python")
     with pytest.raises(peers.NotInstalledError, match="make bench-vllm"):
-        rows.cached_vllm(backend(), asked).__enter__()
+        rows.vllm_as("echo")(backend(), asked).__enter__()
 
     def absent(asked):
         raise peers.NotInstalledError("vLLM: make bench-vllm")
 
-    status, page = measure(tmp_path, replace(every["titles-10-fp32-vllm"], measure=absent))
+    status, page = measure(tmp_path, replace(every["titles-10-fp32-vllm-echo"], measure=absent))
     assert status == 0
     assert "not installed (vLLM: make bench-vllm)" in page
 
