@@ -186,7 +186,7 @@ def boolean_mask(monkeypatch):
     ],
 )
 def test_a_planted_mistake_shows(monkeypatch, mutant, family, attention):
-    """The mutant that loses a merge between prompt and answer stands in test_tokens.py."""
+    """What loses a merge between prompt and answer shows in test_tokens.py, against each whole text."""
     made = model(family, attention)
     mutant(monkeypatch)
 

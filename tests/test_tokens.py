@@ -78,6 +78,18 @@ def test_a_catalogue_is_encoded_once_for_all_prompts_that_end_alike(monkeypatch)
     assert 100 < len(asked) < 130
 
 
+def test_prompt_and_answer_encoded_apart_would_show(monkeypatch):
+    """A planted mistake: "Ali" and "ens" as tokens that no text of the model's training has in a row."""
+    tokens = questions()
+    monkeypatch.setattr(
+        tokens, "_with_each", lambda text, answers: [tokens.text_ids(text) + tokens.text_ids(one) for one in answers]
+    )
+
+    (apart,) = tokens.encode(plain("Here is Ali", "ens"))
+
+    assert list(apart.ids) != tokenizer()("Here is Aliens")["input_ids"]
+
+
 def test_a_merge_across_the_boundary_is_scored_whole_for_every_answer():
     """ "Ali" + "ens" is one token in training, so p(token) is asked, not p(pieces) that the model never saw."""
     found = questions().encode(plain("Here is Ali", "ens", "en (1979)"))

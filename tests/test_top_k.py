@@ -7,8 +7,10 @@ import pytest
 import torch
 from _tiny import FILMS, model, tokenizer
 
+from fewrec_prompt.backends.body import Body
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.precision import NumericMode
+from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
 from fewrec_prompt.backends.trie_reader import TrieReader
 from fewrec_prompt.calibration import Calibration
 from fewrec_prompt.catalogue import Rule, best_titles, build_trie
@@ -89,12 +91,40 @@ def test_a_node_has_the_same_children_in_whatever_company_it_is_computed() -> No
     rule = Rule(False, np.zeros(len(items)))
 
     found = [
-        best_titles(trie, rule, TrieReader(backend.model, sequences[0].ids[:start], trie), 20, width=width)
+        best_titles(trie, rule, TrieReader(Body(backend.model), sequences[0].ids[:start], trie), 20, width=width)
         for width in (1, 7, 500)
     ]
 
     for other in found[1:]:
         assert other.scores == pytest.approx(found[0].scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_behind_a_soft_prompt_the_search_still_equals_exhaustive_scoring(family: str) -> None:
+    plain, items = made(family, "sum", Calibration()), catalogue(60)
+    backend = plain.backend
+    soft = SoftTokens(torch.randn(5, 32, generator=torch.Generator().manual_seed(0)))
+    learned = CausalBackend(backend.model, tokenizer(), backend.mode, soft=soft)
+    recommender = replace(plain, backend=learned)
+    query = Query("user", tuple(map(Interaction, items[:1])), items[1:])
+
+    found = recommender.top_k(items[:1], items[1:], k=5)
+
+    every = np.sort(recommender.scores(recommender.answers(query)))[::-1]
+    assert found.ranking.scores == pytest.approx(every[:5].tolist(), abs=1e-4)
+    assert found.ranking.scores != pytest.approx(plain.top_k(items[:1], items[1:], k=5).ranking.scores, abs=1e-2)
+    (question,) = recommender.questions(query)
+    assert learned.n_tokens(question) == backend.n_tokens(question) + 5
+
+
+def test_behind_learned_keys_and_values_a_search_is_refused_by_name() -> None:
+    plain, items = made("llama", "sum", Calibration()), catalogue(10)
+    backend = plain.backend
+    states = torch.zeros(1, 2, 3, 8)
+    learned = CausalBackend(backend.model, tokenizer(), backend.mode, soft=KeyValues(((states, states),) * 2))
+
+    with pytest.raises(ModelError, match="cannot be searched behind learned keys and values"):
+        replace(plain, backend=learned).top_k(items[:1], items[1:])
 
 
 def test_a_model_that_returns_no_number_is_an_error() -> None:
@@ -111,7 +141,7 @@ def test_what_cannot_be_searched_is_refused() -> None:
         made("llama", "sum", Calibration()).top_k(["Heat"], ["Up", "Up"])
     with pytest.raises(DataError, match="the history is empty"):
         made("llama", "sum", Calibration()).top_k([], ["Up"])
-    with pytest.raises(ModelError, match="needs a packed one"):
+    with pytest.raises(ModelError, match="takes no tree mask"):
         made("llama", "sum", Calibration(), layout="plain").top_k(["Heat"], ["Up"])
     with pytest.raises(DataError, match="k is 0; it must be at least 1"):
         made("llama", "sum", Calibration()).top_k(["Heat"], ["Up"], k=0)

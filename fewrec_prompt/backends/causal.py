@@ -20,6 +20,7 @@ from fewrec_prompt.backends.engine import Engine
 from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, loading_options, numeric_mode
+from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
 from fewrec_prompt.backends.probe import choose_layout
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.backends.trie_reader import TrieReader
@@ -35,19 +36,26 @@ UNBOUNDED = 8192  # tokens of context for a model that names no limit, so that a
 
 
 class CausalBackend:
-    """A causal language model that answers questions. Not for use by two threads at once."""
+    """A causal language model that answers questions, perhaps behind a learned prefix. Not for two threads at once."""
 
-    def __init__(self, model: Any, tokenizer: Any, mode: NumericMode, files: ModelFiles | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        mode: NumericMode,
+        files: ModelFiles | None = None,
+        soft: SoftTokens | KeyValues | None = None,
+    ) -> None:
         self.model = model.eval()
         self.tokens = QuestionTokenizer(tokenizer)
         self.mode = mode
         self.files = files
-        self.engine = Engine(model, mode.layout, unit=mode.unit, token_budget=mode.token_budget)
+        self.engine = Engine(model, mode.layout, unit=mode.unit, token_budget=mode.token_budget, soft=soft)
         self.context_window = _context_window(model.config.get_text_config(), tokenizer)
 
     def n_tokens(self, question: Question) -> int:
-        """Tokens of the longest sequence this question makes: prompt and continuation."""
-        return max(len(sequence.ids) for sequence in self.tokens.encode(question))
+        """Tokens of the longest sequence this question makes: learned prefix, prompt and continuation."""
+        return self.engine.n_learned + max(len(sequence.ids) for sequence in self.tokens.encode(question))
 
     def n_computed(self, questions: Sequence[Question]) -> int:
         """Tokens that answering these questions together computes, as long as nothing of them is kept."""
@@ -61,11 +69,11 @@ class CausalBackend:
         ModelError for a model that cannot be packed.
         """
         if self.mode.layout != "packed":
-            raise ModelError("this model is scored one sequence at a time; searching a catalogue needs a packed one")
-        sequences = self.tokens.encode(question)
+            raise ModelError("this model takes no tree mask; searching a catalogue needs one that does")
+        sequences = self.engine.prefixed(self.tokens.encode(question))
         start = sequences[0].scored_from
         trie = build_trie(tuple(sequence.ids[start:] for sequence in sequences))
-        reader = TrieReader(self.model, sequences[0].ids[:start], trie)
+        reader = TrieReader(self.engine.searchable_body(), sequences[0].ids[:start], trie)
         return best_titles(trie, rule, reader, k, budget=budget)
 
     def logprobs(self, questions: Sequence[Question], *, grad: bool = False) -> list[TokenLogprobs]:

@@ -27,7 +27,7 @@ from fewrec_prompt.backends.head import token_logprobs
 from fewrec_prompt.backends.packing import Rectangle, lay_out
 from fewrec_prompt.backends.plan import TokenSequence, Tree, plan, split
 from fewrec_prompt.backends.prefix import Kept, KeyValues, SoftTokens
-from fewrec_prompt.errors import BudgetError
+from fewrec_prompt.errors import BudgetError, ModelError
 
 BUDGET = {"cpu": 2048, "cuda": 16384}  # tokens of a pass in a throughput unit, padding counted
 Rows = dict[int, torch.Tensor]
@@ -59,13 +59,33 @@ class Engine:
 
         Raises BudgetError where not even one question fits the memory.
         """
-        if isinstance(self._body.soft, SoftTokens):
-            sequences = [self._body.soft.before(sequence) for sequence in sequences]
+        sequences = self.prefixed(sequences)
         if self.layout == "plain":
             return [self._alone(sequence) for sequence in sequences]
         trees = list(plan(sequences, keep=not torch.is_grad_enabled()).trees)
         rows = self._packed(sequences, trees) if self.layout == "packed" else self._expanded(sequences, trees)
         return [rows[index] for index in range(len(sequences))]
+
+    @property
+    def n_learned(self) -> int:
+        """Positions that the learned prefix takes before every sequence."""
+        soft = self._body.soft
+        if isinstance(soft, SoftTokens):
+            return len(soft.vectors)
+        return 0 if soft is None else soft.n_tokens
+
+    def prefixed(self, sequences: Sequence[TokenSequence]) -> Sequence[TokenSequence]:
+        """The sequences behind the virtual tokens of the learned prefix, if it has any."""
+        soft = self._body.soft
+        return [soft.before(sequence) for sequence in sequences] if isinstance(soft, SoftTokens) else sequences
+
+    def searchable_body(self) -> Body:
+        """The model for a search that keeps its own cache. Raises ModelError behind learned keys and values."""
+        if self._body.learned:
+            raise ModelError(
+                "a catalogue cannot be searched behind learned keys and values; use learned tokens or LoRA"
+            )
+        return self._body
 
     def forget(self) -> None:
         """Drop what is kept between questions. To be called after a change of weights or of the learned prefix."""

@@ -14,6 +14,7 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from fewrec_prompt.backends.body import Body
 from fewrec_prompt.backends.head import next_token_logits
 from fewrec_prompt.catalogue import Trie
 from fewrec_prompt.errors import NumericError
@@ -22,24 +23,22 @@ from fewrec_prompt.errors import NumericError
 class TrieReader:
     """Answers `catalogue.Expand` for one prompt. `stem` are the prompt's token ids, the trie's root."""
 
-    def __init__(self, model: Any, stem: Sequence[int], trie: Trie) -> None:
-        self._model, self._trie, self._stem = model, trie, len(stem)
+    def __init__(self, body: Body, stem: Sequence[int], trie: Trie) -> None:
+        self._body, self._trie, self._stem = body, trie, len(stem)
         self._columns = np.full(len(trie.tokens), -1, dtype=np.int32)  # where a node's keys and values are kept
         self._cache = Cache(layer_class_to_replicate=_Branches)
-        ids = torch.tensor([list(stem)], device=model.device)
         with torch.inference_mode():
-            hidden = model.base_model(input_ids=ids, past_key_values=self._cache, use_cache=True).last_hidden_state
-        self._root = hidden[0, -1:]
+            self._root = body.hidden(np.array([stem]), cache=self._cache)[0, -1:]
 
     def __call__(self, nodes: np.ndarray) -> np.ndarray:
         """Log-probabilities (nats) of the nodes' children, those of the first node first.
 
         The root is asked alone. Raises NumericError if one is not finite.
         """
-        counts = torch.from_numpy(self._trie.n_children(nodes)).to(self._model.device)
-        tokens = torch.from_numpy(self._trie.tokens[self._trie.children(nodes)]).to(self._model.device)
+        counts = self._body.tensor(self._trie.n_children(nodes))
+        tokens = self._body.tensor(self._trie.tokens[self._trie.children(nodes)])
         with torch.inference_mode():
-            logits = next_token_logits(self._model, self._compute(nodes) if nodes[0] else self._root)
+            logits = next_token_logits(self._body.model, self._compute(nodes) if nodes[0] else self._root)
             rows = torch.repeat_interleave(torch.arange(len(nodes), device=logits.device), counts)
             logprobs: np.ndarray = (logits[rows, tokens.long()] - logits.logsumexp(-1)[rows]).double().cpu().numpy()
         if not np.isfinite(logprobs).all():
@@ -48,21 +47,18 @@ class TrieReader:
 
     def _compute(self, nodes: np.ndarray) -> torch.Tensor:
         """Last hidden states (n_nodes, width) of new nodes, whose keys and values are kept."""
-        device, first = self._model.device, self._cache.layers[0].n
+        first = self._cache.layers[0].n
         self._columns[nodes] = np.arange(first, first + len(nodes))
         above, visible = self._visible(nodes)
         shown = np.concatenate([np.arange(self._stem), self._columns[above], self._columns[nodes]])
         for layer in self._cache.layers:
-            layer.shown = torch.from_numpy(shown).to(device)
-        output = self._model.base_model(
-            input_ids=torch.from_numpy(self._trie.tokens[nodes]).to(device).long()[None],
-            position_ids=torch.from_numpy(self._stem - 1 + self._trie.depths[nodes]).to(device).long()[None],
-            attention_mask=self._mask(visible),
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        hidden: torch.Tensor = output.last_hidden_state[0]
-        return hidden
+            layer.shown = self._body.tensor(shown)
+        return self._body.hidden(
+            self._trie.tokens[nodes].astype(np.int64)[None],
+            positions=(self._stem - 1 + self._trie.depths[nodes]).astype(np.int64)[None],
+            mask=self._mask(visible),
+            cache=self._cache,
+        )[0]
 
     def _visible(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The nodes above these, and what each of these sees: boolean (n_nodes, n_stem + n_above + n_nodes)."""
@@ -81,8 +77,9 @@ class TrieReader:
 
     def _mask(self, visible: np.ndarray) -> torch.Tensor:
         # Additive, as in engine.py: a boolean mask is silently wrong under eager attention.
-        mask = torch.full(visible.shape, torch.finfo(self._model.dtype).min, dtype=self._model.dtype)
-        return mask.masked_fill_(torch.from_numpy(visible), 0.0).to(self._model.device)[None, None]
+        dtype = self._body.model.dtype
+        mask = torch.full(visible.shape, torch.finfo(dtype).min, dtype=dtype, device=self._body.device)
+        return mask.masked_fill_(self._body.tensor(visible), 0.0)[None, None]
 
 
 class _Branches(DynamicLayer):  # type: ignore[misc]  # transformers has no types
