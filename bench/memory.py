@@ -44,11 +44,11 @@ prompt = "complete"
 """
 
 
-def measure(runs: int, precision: str = "fp32") -> Result:
+def measure(runs: int, precision: str) -> Result:
     """Peak of many over peak of few, a ratio a run."""
     peaks = [(peak(MANY, precision), peak(FEW, precision)) for _ in range(runs)]
     many, few = (statistics.median(column) for column in zip(*peaks, strict=True))
-    note = f"memory: history {N_HISTORY}, 20 candidates; users beyond the 943 of the data are the first ones again"
+    note = f"history {N_HISTORY}, 20 candidates; users beyond the 943 of the data are the first ones again"
     return Result(tuple(a / b for a, b in peaks), f"{FEW} users", many, few, unit="MB", note=note)
 
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python bench/run.py                         # what is not measured yet
     .venv/bin/python bench/run.py --only 'titles-10-*'    # rows by name; --list shows them
-    .venv/bin/python bench/run.py --only memory --again   # measure anew
+    .venv/bin/python bench/run.py --only 'memory-*' --again   # measure anew
 
 Prints the table and writes bench/RESULTS.md. Ends with 1 if a peer failed or gave other answers than ours.
 """
