@@ -50,9 +50,9 @@ def start(*words: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def fewrec(*words: str) -> Done:
+def fewrec(*words: str, patience: float = 120) -> Done:
     process = start(*words)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=patience)
     return Done(process.returncode, out, err)
 
 
@@ -368,7 +368,7 @@ def test_lists_are_spread_before_they_are_parsed(words: list[str], spread: list[
 def test_bench_prints_a_line_a_precision_and_writes_the_same_numbers(here: Path, model: Path) -> None:
     words = ["bench", "precision", "fp32", "bf16", "--task", "mine.toml", "--split", "test", "--model", str(model)]
 
-    done = fewrec(*words, "--prompt", "complete", "--calibrate", "pmi", "--json", "parity.json")
+    done = fewrec(*words, "--prompt", "complete", "--calibrate", "pmi", "--json", "parity.json", patience=300)
 
     assert done.code == 0, done.err
     assert "100 %" in done.err
