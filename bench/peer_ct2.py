@@ -12,7 +12,7 @@ import argparse
 import atexit
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from peers import Peer, ours
+from peers import Peer, forget, ours
+from works import TITLES_10, TITLES_50, users_of
 
 from fewrec_prompt.backends.causal import CausalBackend, load
 from fewrec_prompt.backends.precision import Numerics
@@ -108,42 +109,50 @@ def _words(backend: CausalBackend) -> list[str]:
     return words
 
 
-def processor_seconds(work: Callable[[], object]) -> float:
-    """Seconds of all cores: other people on the machine lengthen the wall clock more than these."""
+def processor_seconds(way: Peer, users: Sequence[Sequence[Question]], backends: Sequence[CausalBackend]) -> float:
+    """Seconds a user, of all cores: other people on the machine lengthen the wall clock more than these."""
+    for backend in backends:
+        forget(backend)
     start = time.process_time()
-    work()
-    return time.process_time() - start
+    for questions in users:
+        way.score(questions)
+    return (time.process_time() - start) / len(users)
 
 
 def main() -> None:
     """Compare on title scoring, history 10 and 50."""
-    from engine import WORKS, questions
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, default=3)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--history", type=int, nargs="+", choices=[10, 50], default=[10, 50])
     asked = parser.parse_args()
-    backend = load("smollm2-135m", Numerics("fp32"))
+    backends = [load("smollm2-135m", Numerics(name)) for name in ("fp32", "bf16")]
+    backend = backends[0]
     ways = [ours(backend), *(way(backend, kind) for way in (ct2, ct2_cached) for kind in ("float32", "int8"))]
-    ways.append(Peer("fewrec-prompt bf16", ours(load("smollm2-135m", Numerics("bf16"))).score))
+    ways.append(Peer("fewrec-prompt bf16", ours(backends[1]).score))
     print("| work | way | CPU-s/user | against fp32 of ours | largest difference, nats |\n|---|---|---|---|---|")
-    for work in [work for work in WORKS[:2] if work.n_history in asked.history]:
-        users = questions(work, asked.users)
-        for line in table(work.name, ways, users, asked.runs):
+    for work in [work for work in (TITLES_10, TITLES_50) if work.n_history in asked.history]:
+        users = users_of(work, asked.users)
+        for line in table(work.name, ways, users, backends, asked.runs):
             print(line, flush=True)
 
 
-def table(name: str, ways: Sequence[Peer], users: Sequence[Sequence[Question]], runs: int) -> list[str]:
+def table(
+    name: str,
+    ways: Sequence[Peer],
+    users: Sequence[Sequence[Question]],
+    backends: Sequence[CausalBackend],
+    runs: int,
+) -> list[str]:
     """A line for each way, the first of them ours in fp32; runs are interleaved, the median counts."""
     scores = [[value for questions in users for value in way.score(questions)] for way in ways]
     apart = [max(abs(a - b) for a, b in zip(scores[0], own, strict=True)) for own in scores]
     for way, distance in zip(ways, apart, strict=True):
         assert "float32" not in way.name or distance < TOLERANCE, f"{way.name} is {distance} nats off in fp32"
-    times = [[processor_seconds(lambda: [way.score(q) for q in users]) for way in ways] for _ in range(runs)]  # noqa: B023
+    times = [[processor_seconds(way, users, backends) for way in ways] for _ in range(runs)]
     lines = []
     for at, way in enumerate(ways):
-        seconds = statistics.median(run[at] for run in times) / len(users)
+        seconds = statistics.median(run[at] for run in times)
         ratio = statistics.median(run[at] / run[0] for run in times)
         lines.append(f"| {name} | {way.name} | {seconds:.2f} | {ratio:.2f} | {apart[at]:.1e} |")
     return lines

@@ -21,9 +21,11 @@ import pytest
 from test_evaluation import rankings_in, record_in
 from test_tasks import QUERIES, items_in, queries_in
 
+from fewrec_prompt.cli.bench import _row
 from fewrec_prompt.cli.evaluation import _paired, _readings
 from fewrec_prompt.cli.ranking import spread_lists
 from fewrec_prompt.errors import FewrecError
+from fewrec_prompt.tasks import RowSettings, load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = '{#\nkind = "complete"\ndescription = "d"\nsource = "s"\nverbalizer = "title"\n#}\n'
@@ -50,9 +52,9 @@ def start(*words: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def fewrec(*words: str) -> Done:
+def fewrec(*words: str, patience: float = 120) -> Done:
     process = start(*words)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=patience)
     return Done(process.returncode, out, err)
 
 
@@ -313,6 +315,7 @@ def test_an_unfinished_run_of_another_command(here: Path, model: Path) -> None:
         (("bench", "precision", "fp32", "int9", "--task", "mine.toml"), "unknown precision 'int9'"),
         (("bench", "precision", "--task", "mine.toml"), "has no 'selection' split"),
         (("bench", "precision", "--task", "mine.toml", "--split", "test", "--model", "./nope"), "no model './nope'"),
+        (("bench", "precision", "--task", "mine.toml", "--calibrate", "pmo"), "--calibrate pmo: no such calibration"),
         (("bench", "precision", "--users", "0"), "Invalid value for '--users'"),
         (("prompts", "show", "nope"), "no template named 'nope'"),
         (("prompts", "render", "complete", "--task", "mine.toml", "--user", "u9"), "user 'u9' is not among the 3"),
@@ -368,7 +371,7 @@ def test_lists_are_spread_before_they_are_parsed(words: list[str], spread: list[
 def test_bench_prints_a_line_a_precision_and_writes_the_same_numbers(here: Path, model: Path) -> None:
     words = ["bench", "precision", "fp32", "bf16", "--task", "mine.toml", "--split", "test", "--model", str(model)]
 
-    done = fewrec(*words, "--prompt", "complete", "--calibrate", "pmi", "--json", "parity.json")
+    done = fewrec(*words, "--prompt", "complete", "--calibrate", "pmi", "--json", "parity.json", patience=300)
 
     assert done.code == 0, done.err
     assert "100 %" in done.err
@@ -386,6 +389,18 @@ def test_bench_prints_a_line_a_precision_and_writes_the_same_numbers(here: Path,
     assert second["max_abs_dlogp"] > 0
     assert second["delta nDCG@10"]["low"] <= second["delta nDCG@10"]["value"] <= second["delta nDCG@10"]["high"]
     assert bf16.split()[-1] == f"{second['peak_memory_bytes'] / 1e6:.0f}"
+
+
+def test_bench_takes_the_first_row_of_the_task_and_what_the_flags_change_of_it(here: Path) -> None:
+    rows = '[[rows]]\nprompt = "complete"\nverbalizer = "title"\nlength = "mean"\ncalibrate = "pmi"\nalpha = 0.3\n'
+    (here / "mine.toml").write_text(TASK + rows)
+    task = load_task(here / "mine.toml")
+    (first,) = task.settings.rows
+
+    assert _row(task, None, None) == first
+    assert _row(task, None, "none") == RowSettings(prompt="complete", verbalizer="title", length="mean")
+    assert _row(task, "judge", None) == RowSettings(prompt="judge")
+    assert _row(task, "judge", "pmi") == RowSettings(prompt="judge", calibrate="pmi")
 
 
 def test_bench_refuses_a_place_for_its_numbers_before_it_works(here: Path, model: Path) -> None:

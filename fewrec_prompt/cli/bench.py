@@ -39,9 +39,7 @@ def register(app: typer.Typer) -> None:
 def precision(
     precisions: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[PRECISION]…", help="fp32, bf16, int8, int8:6, int4, auto; the first is the reference."
-        ),
+        typer.Argument(metavar="PRECISION", help="fp32, bf16, int8, int8:6, int4, auto; the first is the reference."),
     ] = None,
     task: Annotated[str, typer.Option(help="Whose users and which row: its first one.")] = "movielens-100k",
     users: Annotated[int, typer.Option(min=1, help="How many users at most.")] = 100,
@@ -49,7 +47,7 @@ def precision(
         Literal["selection", "test"], typer.Option(help="selection: users that no reported number uses.")
     ] = "selection",
     prompt: Annotated[str | None, typer.Option(help="Template; that of the task's first row by default.")] = None,
-    calibrate: Annotated[str | None, typer.Option(help="none or pmi.")] = None,
+    calibrate: Annotated[str | None, typer.Option(help="none or pmi; as the task's first row by default.")] = None,
     model: Model = None,
     device: Device = None,
     int8_threshold: Int8Threshold = None,
@@ -80,10 +78,15 @@ def precision(
 
 
 def _row(task: Task, prompt: str | None, calibrate: str | None) -> RowSettings:
-    """The task's first row, or what the flags make of it."""
+    """The task's first row, or what the flags make of it; another prompt brings its own verbalizer."""
     first = task.settings.rows[0]
-    rows = row_settings(task, [prompt or first.prompt], [], [calibrate] if calibrate else [], [], None)
-    return rows[0] if rows and (prompt or calibrate) else first
+    if not (prompt or calibrate):
+        return first
+    verbalizers = [first.verbalizer] if first.verbalizer and not prompt else []
+    length = None if prompt else first.length
+    rows = row_settings(task, [prompt or first.prompt], verbalizers, [calibrate or "none"], [], length)
+    assert rows, "flags were given"
+    return rows[0]
 
 
 def _cells(line: Line) -> list[str]:

@@ -16,4 +16,4 @@ Int8Threshold = Annotated[
     float | None, typer.Option(help="LLM.int8: activations above it stay in 16 bits; 0 leaves none out (the default).")
 ]
 Unit = Annotated[str, typer.Option(help="auto, canonical (one user at a time) or throughput (several at once).")]
-TokenBudget = Annotated[int | None, typer.Option(help="Tokens of a forward pass at most, in throughput units.")]
+TokenBudget = Annotated[int | None, typer.Option(help="Tokens of a forward pass at most; canonical units stay whole.")]
