@@ -13,7 +13,7 @@ from _tiny import FAMILIES, TITLES, save_model
 from huggingface_hub import constants
 
 from fewrec_prompt import Numerics, Recommender
-from fewrec_prompt.backends import causal, models, precision
+from fewrec_prompt.backends import attention, causal, models, precision
 from fewrec_prompt.backends.models import locate
 from fewrec_prompt.errors import ModelError
 
@@ -282,7 +282,7 @@ def test_what_is_recorded_is_what_was_used(folder, name, asked, dtype, threshold
     backend = causal.load(str(folder), Numerics(name, int8_threshold=asked))
 
     assert backend.mode.precision == name
-    assert backend.mode.attention == backend.model.config._attn_implementation == "sdpa"
+    assert backend.mode.attention == backend.model.config._attn_implementation == attention.NAME
     assert backend.mode.int8_threshold == threshold
     weights = backend.model.model.layers[0].mlp.up_proj.weight
     assert weights.dtype == dtype
@@ -355,5 +355,5 @@ def test_a_family_without_fused_attention_loads_and_its_record_says_so(tmp_path)
 
     backend = causal.load(str(tmp_path), Numerics("fp32"), say=lines.append)
 
-    assert (backend.mode.attention, backend.mode.layout) == ("eager", "plain")
-    assert "one at a time, because its layers are full_attention, sliding_attention" in lines[-1]
+    assert (backend.mode.attention, backend.mode.layout) == ("eager", "expanded")
+    assert f"{causal.SLOWER['expanded']}, because its layers are full_attention, sliding_attention" in lines[-1]

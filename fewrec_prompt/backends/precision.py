@@ -60,7 +60,7 @@ AUTO = Numerics()
 class NumericMode:
     """Everything that decides the bits of a log-probability besides weights and token ids. Part of every run record.
 
-    `reason` says why the precision was chosen. `attention` is transformers' own choice for the model.
+    `reason` says why the precision was chosen. `attention` is ours where a model takes it, else transformers'.
     """
 
     precision: str
