@@ -1,6 +1,7 @@
 """Models by name and number format: what cannot be loaded as asked is refused, with what was tried and what to do."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -357,3 +358,12 @@ def test_a_family_without_fused_attention_loads_and_its_record_says_so(tmp_path)
 
     assert (backend.mode.attention, backend.mode.layout) == ("eager", "expanded")
     assert f"{causal.SLOWER['expanded']}, because its layers are full_attention, sliding_attention" in lines[-1]
+
+
+def test_what_16_bits_do_to_a_layout_is_told_and_not_judged_by(tmp_path):
+    folder, said = save_model(tmp_path / "made"), {"bf16": [], "fp32": []}
+    for name, lines in said.items():
+        assert causal.load(str(folder), Numerics(name), say=lines.append).mode.layout == "packed"
+
+    assert any(re.search(r"differ by up to (0\.\d+|\d\.?\de-\d+) nats", line) for line in said["bf16"])
+    assert not any("differ by" in line for line in said["fp32"])

@@ -21,7 +21,7 @@ from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, loading_options, numeric_mode
 from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
-from fewrec_prompt.backends.probe import choose_layout
+from fewrec_prompt.backends.probe import choose_layout, rounding
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.backends.trie_reader import TrieReader
 from fewrec_prompt.catalogue import Found, Rule, best_titles, build_trie
@@ -106,6 +106,9 @@ def load(name: str, numerics: Numerics = AUTO, *, say: Say = quiet) -> CausalBac
     layout, reason = choose_layout(model)
     if reason:
         say(f"{name}: {SLOWER[layout]}, because {reason}")
+    if model.dtype != torch.float32 and layout != "plain":
+        apart = rounding(model, layout)
+        say(f"{name}: in 16 bits, {layout} and plain scores of a small random copy differ by up to {apart:.2g} nats")
     used = replace(mode, attention=model.config._attn_implementation, layout=layout)
     return CausalBackend(model, tokenizer, used, files)
 
