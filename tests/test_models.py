@@ -242,8 +242,9 @@ def test_a_precision_that_cannot_be_had_is_an_error_and_nothing_else_is_used(mon
     ("device", "abilities", "chosen"),
     [
         ("cuda", {}, "int8"),
-        ("cpu", {"avx512_bf16": True}, "bf16"),
-        ("cpu", {"amx_bf16": True}, "bf16"),
+        ("cpu", {"avx512_bf16": True, "cpu_name": "AMD EPYC"}, "bf16"),
+        ("cpu", {"avx512_bf16": True, "cpu_name": "Intel Xeon"}, "fp32"),
+        ("cpu", {"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, "bf16"),
         ("cpu", {}, "fp32"),
     ],
 )

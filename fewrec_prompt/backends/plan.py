@@ -44,26 +44,23 @@ class Tree:
     depths: list[int] = field(default_factory=list)
     reads: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     n_kept: int = 0
-    _children: dict[tuple[int, int], int] = field(default_factory=dict)
+    _path: list[int] = field(default_factory=list)  # nodes of the sequence added last
+    _ids: tuple[int, ...] = ()
 
     def add(self, index: int, sequence: TokenSequence) -> None:
-        """Put a sequence in. Its last token is only predicted, so it is computed only if another goes on from it."""
-        node, pairs = -1, []
-        for depth, token in enumerate(sequence.ids):
-            if depth >= sequence.scored_from:
-                pairs.append((node, token))
-            if depth < len(sequence.ids) - 1:
-                node = self._child(node, token, depth)
-        self.reads[index] = pairs
+        """Put a sequence in; in the order of tokens, so that all it shares with any, it shares with the last one.
 
-    def _child(self, parent: int, token: int, depth: int) -> int:
-        node = self._children.get((parent, token))
-        if node is None:
-            node = self._children[parent, token] = len(self.tokens)
-            self.tokens.append(token)
-            self.parents.append(parent)
+        Its last token is only predicted, and so computed only if another goes on from it.
+        """
+        del self._path[shared_length(self._ids, sequence.ids) :]
+        for depth in range(len(self._path), len(sequence.ids) - 1):
+            self.parents.append(self._path[-1] if self._path else -1)
+            self._path.append(len(self.tokens))
+            self.tokens.append(sequence.ids[depth])
             self.depths.append(depth)
-        return node
+        self._ids = sequence.ids
+        asked = sequence.ids[sequence.scored_from :]
+        self.reads[index] = list(zip(self._path[sequence.scored_from - 1 :], asked, strict=False))
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -163,8 +160,12 @@ def _worth_keeping(n_tokens: int, keep: bool) -> int:
 
 
 def shared_length(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Tokens, or characters, that both begin with."""
-    for depth, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return depth
-    return min(len(one), len(other))
+    """Tokens, or characters, that both begin with. Both are of one type, for slices of them are compared."""
+    same, different = 0, 1 + min(len(one), len(other))
+    while different - same > 1:
+        middle = (same + different) // 2
+        if one[same:middle] == other[same:middle]:
+            same = middle
+        else:
+            different = middle
+    return same
