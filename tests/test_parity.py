@@ -213,6 +213,18 @@ def test_peak_memory_counts_what_was_held_and_given_back():
     assert memory.peak_memory("cpu") > held - 1e6  # the kernel's mark is right to a few pages
 
 
+@pytest.mark.parametrize(("own", "stands"), [(None, "32"), ("7", "7")])
+def test_loading_a_model_bounds_the_kernels_kept_by_shape_unless_a_person_did(monkeypatch, tmp_path, own, stands):
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
+        if own:
+            monkeypatch.setenv(name, own)
+
+    causal.load(str(save_model(tmp_path)))
+
+    assert os.environ["LRU_CACHE_CAPACITY"] == os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == stands
+
+
 def test_where_the_kernel_shows_no_mark_the_resource_usage_counts(tmp_path):
     assert memory._high_water(tmp_path / "status") is None
     (tmp_path / "status").write_text("Name:\tx\nVmHWM:\t   2048 kB\nVmRSS:\t 1 kB\n")

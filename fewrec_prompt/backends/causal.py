@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends.engine import Engine
+from fewrec_prompt.backends.memory import keep_few_kernels
 from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, loading_options, numeric_mode
@@ -102,6 +103,7 @@ def load(name: str, numerics: Numerics = AUTO, *, say: Say = quiet) -> CausalBac
     mode = numeric_mode(numerics)
     say(f"precision {mode.precision} on {mode.device} ({mode.reason})")
     files = locate(name, say)
+    keep_few_kernels()
     tokenizer, model = _tokenizer(files), _model(files, mode)
     layout, reason = choose_layout(model)
     if reason:

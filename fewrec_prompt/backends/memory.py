@@ -1,11 +1,14 @@
-"""How much memory this process has needed at its worst. One number, for benchmarks and reports."""
+"""Memory of this process: how much it has needed at its worst, and what must not grow with the number of users."""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
 from pathlib import Path
+
+KERNELS = 32  # a pass needs a dozen
 
 
 def peak_memory(device: str) -> int:
@@ -26,3 +29,13 @@ def _high_water(status: Path) -> int | None:
 def _resource_usage() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def keep_few_kernels() -> None:
+    """Bound the kernels that oneDNN keeps, in bf16 on a CPU one for every shape of a product (by default 1,024 of them).
+
+    Each user brings another number of tokens, and so other shapes: about 5 MB a user (docs/LOG.md). To be called before
+    the first product; a setting of a person's own stands.
+    """
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # torch's cache of them, and oneDNN's own
+        os.environ.setdefault(name, str(KERNELS))
