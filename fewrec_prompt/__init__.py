@@ -21,6 +21,9 @@ _PUBLIC = {
     "Run": "evaluation",
     "Comparison": "comparison",
     "compare": "comparison",
+    "Search": "searching",
+    "search": "searching",
+    "Space": "space",
     "RowSettings": "tasks",
     "load_task": "tasks",
 }

@@ -272,6 +272,13 @@ def _differences(sides: Sequence[Sides], asked: Sequence[str], seed: int) -> lis
     return [[judged[at, name] for name in own if (at, name) in judged] for at, own in enumerate(names)]
 
 
+def paired(metric: str, a: Floats, b: Floats, seed: int = 0) -> Difference:
+    """One metric of two rows by itself, b - a: a value per user on each side, the same users in the same order."""
+    gap = {metric: b - a}
+    one = _of_users(metric, a, b, bootstrap_intervals(gap, seed)[metric], permutation_p(gap, seed)[metric])
+    return _judged(one, one.p_value)
+
+
 def _of_users(name: str, a: Floats, b: Floats, interval: Interval, p_value: float) -> Difference:
     both = ~np.isnan(b - a)
     left, right = (float(side[both].mean()) if both.any() else math.nan for side in (a, b))

@@ -74,7 +74,7 @@ class Options:
         """The task with these changes. Raises TaskError for a number of users below one."""
         if self.users is not None and self.users < 1:
             raise TaskError(f"{self.users} users were asked; ask for one at least")
-        names = None if self.metrics is None else tuple(map(_from_here, self.metrics))
+        names = None if self.metrics is None else tuple(map(from_here, self.metrics))
         changes = {"rows": self.rows, "metrics": names, "model": self.model, "seed": self.seed}
         changes["baselines"] = self.baselines
         settings = task.settings.model_copy(update={key: value for key, value in changes.items() if value is not None})
@@ -90,8 +90,28 @@ class Options:
         }
 
 
-def _from_here(metric: str) -> str:
+def from_here(metric: str) -> str:
+    """A metric as a call names it: a path starts from the working directory."""
     return str(Path(metric).expanduser().resolve()) if tasks.is_path(metric) else metric
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A task of which all that needs no model was checked: its queries, and how each of its rows asks and reads."""
+
+    task: Task  # the defaults of every row filled in
+    names: tuple[str, ...]
+    parts: tuple[Chosen, ...]
+    queries: QuerySet
+
+    def rows(self, backend: Backend) -> list[Row]:
+        """The rows, over a model."""
+        return [
+            Row(name, settings, Recommender(template, reader, backend, self.task.domain, calibration))
+            for name, settings, (template, reader, calibration) in zip(
+                self.names, self.task.settings.rows, self.parts, strict=True
+            )
+        ]
 
 
 def evaluate(
@@ -113,35 +133,63 @@ def evaluate(
     task = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
     if out is not None:
         check_folder(Path(out))
+    checked = check(task, options.split, options.candidates, say=say)
+    backend = backend or load_backend(task, options.numerics, say)
+    return conduct(checked, options, backend, out=out, say=say, progress=progress)
+
+
+def check(
+    task: Task,
+    split: Split = "test",
+    candidates: Path | None = None,
+    *,
+    queries: QuerySet | None = None,
+    say: Say = quiet,
+) -> Checked:
+    """Load what the task names, its queries too unless they are given, and make every question once for no model."""
     metrics.check_metrics(task.metrics)
     check_baselines(task.settings.baselines)
     parts = [choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length) for row in task.settings.rows]
     task = _resolved(task, parts)
     names = _names(task.settings.rows, parts)
-    queries = tasks.load_queries(task, options.split, options.candidates, say)
+    queries = queries or tasks.load_queries(task, split, candidates, say)
     scoring.rehearse(parts, task.domain, queries.queries)
-    backend = backend or _load(task, options, say)
-    rows = _rows(names, task, parts, backend)
+    return Checked(task, tuple(names), tuple(parts), queries)
+
+
+def conduct(
+    checked: Checked,
+    options: Options,
+    backend: Backend,
+    *,
+    out: Path | str | None = None,
+    say: Say = quiet,
+    progress: Progress = silent,
+) -> Run:
+    """Score, measure and write a checked task; see `evaluate`."""
+    task, queries, rows = checked.task, checked.queries, checked.rows(backend)
     jobs = scoring.plan(rows, queries.queries)
     header = records.header(task, rows, queries, backend) | options.record()
     folder = own_folder(task.name, header) if out is None else Path(out)
     if out is None and (record := finished(folder)):
         say(f"{folder} holds this very run (same data, model, templates and settings); give --out to run it anew")
         return Run(folder, record)
-    scored = _baselines(task, queries)  # before the model has worked for hours: one that cannot be had is an error
+    scored = baseline_rows(task, queries)  # before the model has worked for hours: one that cannot be had is an error
     with run_store(folder, header) as store:
         scoring.score(jobs, queries.queries, store, progress)
         scored += [scoring.read(row, queries.queries, store) for row in rows]
-        return _finish(task, scored, queries, store)
+        return finish(task, scored, queries, store)
 
 
-def _baselines(task: Task, queries: QuerySet) -> list[Scored]:
+def baseline_rows(task: Task, queries: QuerySet) -> list[Scored]:
+    """The rows of a task that ask no prompt."""
     names, seed = task.settings.baselines, task.settings.seed
     return list(scoring.baselines(names, queries.queries, queries.to_learn_from(), seed)) if names else []
 
 
-def _load(task: Task, options: Options, say: Say) -> Backend:
-    backend: Backend = BACKENDS.load("causal")(task.settings.model, options.numerics, say=say)
+def load_backend(task: Task, numerics: Numerics, say: Say = quiet) -> Backend:
+    """The model of a task."""
+    backend: Backend = BACKENDS.load("causal")(task.settings.model, numerics, say=say)
     return backend
 
 
@@ -181,14 +229,7 @@ def _name(row: RowSettings, template: Template) -> str:
     return " ".join(part for part in (row.prompt, verbalizer, length, calibration) if part)
 
 
-def _rows(names: Sequence[str], task: Task, parts: Sequence[Chosen], backend: Backend) -> list[Row]:
-    return [
-        Row(name, settings, Recommender(template, reader, backend, task.domain, calibration))
-        for name, settings, (template, reader, calibration) in zip(names, task.settings.rows, parts, strict=True)
-    ]
-
-
-def _finish(task: Task, scored: Sequence[Scored], queries: QuerySet, store: RunStore) -> Run:
+def finish(task: Task, scored: Sequence[Scored], queries: QuerySet, store: RunStore) -> Run:
     """Measure, and write what people read; run.json last."""
     shelf = _shelf(queries)
     measured = {row.name: metrics.measure_all(task.metrics, _judged(row, queries), shelf) for row in scored}

@@ -5,13 +5,12 @@ Plain data only. Which files there are and how they get on disk stands in evalua
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-import numpy as np
 
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.data.queries import QuerySet
@@ -41,7 +40,7 @@ def header(task: Task, rows: Sequence[Row], queries: QuerySet, backend: Backend)
         "task": task.name,
         "settings": task.settings.model_dump(mode="json"),
         "data": dict(queries.sources),
-        "queries": _queries_digest(queries),
+        "queries": queries_digest(queries),
         "model": _model(backend),
         "numerics": backend.mode.to_dict(),
         "templates": {row.settings.prompt: _template(row) for row in rows},
@@ -54,7 +53,7 @@ def header(task: Task, rows: Sequence[Row], queries: QuerySet, backend: Backend)
 
 def versions() -> dict[str, str | None]:
     """Python and the libraries that numbers depend on."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
+    return {"python": platform.python_version()} | {name: version_of(name) for name in LIBRARIES}
 
 
 def _model(backend: Backend) -> dict[str, Any]:
@@ -68,14 +67,15 @@ def _template(row: Row) -> dict[str, str]:
     return {"origin": template.ref.origin, "sha256": template.ref.sha256, "text": template.text}
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """The installed version of a distribution; None if it is not there."""
     try:
         return version(name)
     except PackageNotFoundError:  # bitsandbytes is not there on every system
         return None
 
 
-def _queries_digest(queries: QuerySet) -> str:
+def queries_digest(queries: QuerySet) -> str:
     """sha256 over every history, candidate list and answer, in order."""
     whole = sha256()
     for query in queries.queries:
@@ -101,16 +101,20 @@ def row(scored: Scored, measured: Measured, seed: int) -> dict[str, Any]:
         "length": settings.length if settings else None,
         "n_users": len(scored.rankings),
         "ms_per_user": scored.ms_per_user,
-        "metrics": {name: _interval(intervals[name]) for name in measured.names},
+        "metrics": {name: interval(intervals[name]) for name in measured.names},
         "about": scored.about,
         "notes": dict(scored.notes or {}),
     }
 
 
-def _interval(interval: Interval) -> dict[str, float | None]:
-    """JSON has no NaN: a metric that no user has a value for is null."""
-    numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return {name: None if np.isnan(number) else number for name, number in numbers.items()}
+def interval(found: Interval) -> dict[str, float | None]:
+    """An interval as JSON holds it."""
+    return {"value": number(found.value), "low": number(found.low), "high": number(found.high)}
+
+
+def number(value: float) -> float | None:
+    """JSON has no NaN: what nobody has a value for is null."""
+    return None if math.isnan(value) else value
 
 
 def ranking_columns(scored: Sequence[Scored]) -> dict[str, list[Any]]:

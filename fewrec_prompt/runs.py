@@ -246,11 +246,15 @@ def _remove(folder: Path, *, whole: bool) -> None:
         folder.rmdir()
 
 
-def own_folder(stem: str, header: Mapping[str, Any], parent: Path = Path("runs")) -> Path:
-    """The folder runs/<stem>-<n> that holds a run of this header, finished or not; else the next free one."""
+def own_folder(stem: str, header: Mapping[str, Any], parent: Path = Path("runs"), inside: str = "") -> Path:
+    """The folder runs/<stem>-<n> that holds a run of this header, finished or not; else the next free one.
+
+    `inside`: where in that folder the run lies, if it is one of several there.
+    """
     for n in count(1):
         folder = parent / f"{stem}-{n}"
-        if not folder.exists() or ((folder / "header.json").is_file() and not _differences(folder, header)):
+        run = folder / inside
+        if not folder.exists() or ((run / "header.json").is_file() and not _differences(run, header)):
             return folder
     raise AssertionError("count has no end")
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Protocol
 
 import numpy as np
 
@@ -146,7 +147,13 @@ def _ask(job: Job, queries: Sequence[Query], store: RunStore) -> None:
                 store.put(job.key, query.user_id, unit)
 
 
-def read(row: Row, queries: Sequence[Query], store: RunStore) -> Scored:
+class Log(Protocol):
+    """Where answers are found again: a run store, or what was read of one."""
+
+    def get(self, questions: str, user_id: str) -> Unit | None: ...
+
+
+def read(row: Row, queries: Sequence[Query], store: Log) -> Scored:
     """Turn the logged answers of a row into rankings."""
     rankings, ms, cut = [], [], 0
     masses: list[float] = []
@@ -165,7 +172,7 @@ def read(row: Row, queries: Sequence[Query], store: RunStore) -> Scored:
     return Scored(row.name, tuple(rankings), row.settings, float(np.mean(ms)), notes, kind)
 
 
-def _saved(store: RunStore, key: str, query: Query) -> Unit:
+def _saved(store: Log, key: str, query: Query) -> Unit:
     unit = store.get(key, query.user_id)
     assert unit is not None, "every unit was scored before it is read"
     return unit

@@ -70,6 +70,7 @@ class DataSettings(Settings):
     dataset: str | None = None
     items: str | None = None
     queries: str | None = None
+    selection: str | None = None  # queries of other users, to choose things on; belongs to `queries`
     interactions: str | None = None
     columns: ColumnSettings = ColumnSettings()
     domain: DomainSettings = DomainSettings()
@@ -100,6 +101,8 @@ class DataSettings(Settings):
             )
         if files is not None and self.items is None:
             raise ValueError(f"`{files}` needs `items`, the file with their titles")
+        if self.selection is not None and self.queries is None:
+            raise ValueError("`selection`, a file of queries to choose things on, goes together with `queries`")
         if self.queries is not None and (drawn := sorted(_DRAWN & self.model_fields_set)):
             raise ValueError(f"`{drawn[0]}` says how queries are drawn, but `queries` names a file with ready ones")
         return self
@@ -330,7 +333,9 @@ def _protocol_file(task: Task, split: Split) -> Path:
     settings, added = task.settings.data, registered()
     name, file = str(settings.file_of or settings.dataset), str(settings.file)
     if "{part}" not in file and split != "test":
-        raise TaskError(f"{task.path}: {file} has no {split!r} part")
+        raise TaskError(
+            f"{task.path}: {file} has no {split!r} part; choose things on another task over the same kind of data"
+        )
     if name not in added:
         raise TaskError(
             f"{task.path}: {file} lies in the data set {name!r}, which is not here; {did_you_mean(name, added)} "
@@ -356,24 +361,53 @@ def _check_provenance(candidates: Path, dataset: Dataset) -> None:
 
 
 def _own_queries(task: Task, split: Split, candidates: Path | None) -> QuerySet:
+    if split == "test":
+        return _own_test_queries(task, candidates)
     settings = task.settings.data
-    if split != "test":
-        raise TaskError(f"{task.path}: a task with its own queries has no {split!r} split; name another queries file")
-    items = task.file(str(settings.items))
-    own = own_queries(
-        items,
-        task.file(str(settings.queries)),
-        interactions=task.file(settings.interactions) if settings.interactions else None,
-        on_problem=settings.on_problem,
-        n_users=settings.users if candidates is None else None,
-        n_candidates=settings.candidates,
-    )
+    if split == "train" or settings.selection is None:
+        raise TaskError(
+            f"{task.path}: a task with its own queries has no {split!r} split; for things to be chosen on give a file "
+            'with queries of other users: selection = "FILE" below [data]'
+        )
+    chosen_on = _own_file(task, settings.selection)
+    check_apart(chosen_on, _own_file(task, str(settings.queries)), f"{task.path}: {settings.selection}")
+    return chosen_on
+
+
+def _own_test_queries(task: Task, candidates: Path | None) -> QuerySet:
+    settings = task.settings.data
+    own = _own_file(task, str(settings.queries), settings.users if candidates is None else None)
     if candidates is None:
         return own
-    found = own_queries(items, candidates, on_problem=settings.on_problem, n_users=settings.users)
+    found = own_queries(
+        task.file(str(settings.items)), candidates, on_problem=settings.on_problem, n_users=settings.users
+    )
     # How often items were taken is a matter of the task's data, not of which users a candidate file lists.
     sources = own.sources | found.sources
     return replace(found, popularity=own.popularity, training=own.training, sources=sources)
+
+
+def _own_file(task: Task, queries: str, n_users: int | None = None) -> QuerySet:
+    settings = task.settings.data
+    return own_queries(
+        task.file(str(settings.items)),
+        task.file(queries),
+        interactions=task.file(settings.interactions) if settings.interactions else None,
+        on_problem=settings.on_problem,
+        n_users=n_users,
+        n_candidates=settings.candidates,
+    )
+
+
+def check_apart(selection: QuerySet, test: QuerySet, where: str) -> None:
+    """Raises TaskError if a user is in both: what was chosen on people must not be measured on them."""
+    test_users = {query.user_id for query in test.queries}
+    if both := [query.user_id for query in selection.queries if query.user_id in test_users]:
+        n = len(both)
+        raise TaskError(
+            f"{where}: {n} user{'s are' if n > 1 else ' is'} among the test users too (such as {both[0]!r}); nothing "
+            "may be chosen on those it is measured on. Take them out of one of the two"
+        )
 
 
 def _own_dataset(task: Task) -> Dataset:

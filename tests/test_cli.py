@@ -303,6 +303,13 @@ def test_an_unfinished_run_of_another_command(here: Path, model: Path) -> None:
         ((*EVAL, "--metric", "./gain"), "no such script or folder here"),
         ((*EVAL, "--candidates", "gone.parquet"), "gone.parquet"),
         ((*EVAL, "--bogus"), "No such option: --bogus"),
+        (("search", "mine.toml"), 'selection = "FILE" below [data]'),
+        (("search", "tiny", "--alpha", "1", "--calibrate", "none"), "add --calibrate pmi"),
+        (("search", "tiny", "--alpha", "1", "--alpha-range", "0", "1"), "give one of them"),
+        (("search", "tiny", "--alpha-range", "1", "0"), "is no range"),
+        (("search", "tiny", "--calibrate", "pmy"), "unknown calibration 'pmy'; known: none, pmi. Did you mean 'pmi'?"),
+        (("search", "tiny", "--metric", "coverage@10"), "choose by another metric"),
+        (("search", "tiny", "--verbalizer", "letters"), "none of the prompts fits verbalizer 'letters'"),
         (("rank", "--candidates", "a"), "Missing option '--history'"),
         (("rank", "--history", "--candidates", "a"), "Missing option '--history'"),
         (("rank", "--history", "a", "--candidates", "b", "b"), "candidate 'b' is given more than once"),
@@ -323,6 +330,35 @@ def test_an_unfinished_run_of_another_command(here: Path, model: Path) -> None:
 )
 def test_words_that_make_no_sense(here: Path, words: tuple[str, ...], said: str) -> None:
     assert said in refused(here, *words)
+
+
+# --- search ------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_shows_what_was_tried_the_test_table_and_what_is_left_of_the_gain(here: Path, model: Path) -> None:
+    others = [row | {"user_id": f"v{row['user_id']}"} for row in QUERIES]
+    (here / "more").mkdir()
+    queries_in(here / "more", "csv", others)
+    (here / "mine.toml").write_text(f'{TASK}selection = "more/queries.csv"\n')
+    (here / "my.jinja").write_text(PLAIN + "{% for item in history %}\n{{ item.title }}\n{% endfor %}\n-\n")
+    words = ("search", "mine.toml", "--prompt", "complete", "--prompt", "my.jinja", "--model", str(model))
+
+    done = fewrec(*words, "--alpha-range", "0", "2", "--trials", "10")
+    again = fewrec(*words, "--alpha-range", "0", "2", "--trials", "10")
+    few = fewrec(*words, "--calibrate", "none", "--metric", "MRR")
+
+    assert done.code == again.code == few.code == 0, done.err + again.err + few.err
+    assert "chosen by nDCG@10 on 3 selection users: " in done.out
+    assert "of 42 candidates tried (TPE (Optuna))" in done.out
+    assert "cannot be told apart from the best on these users" in done.out
+    assert "on 3 test users, scored once for this search" in done.out
+    for row in ("random", "popularity", "complete", "complete pmi 0.5"):
+        assert f"\n{row} " in done.out
+    assert "runs/search-mine-1/search.json" in done.out
+    assert again.out == done.out
+    assert "holds this very search" in again.err
+    assert "2 of 2 candidates tried (every candidate)" in few.out
+    assert "1 other search has scored these test users too (runs/search-mine-1)" in few.out
 
 
 # --- rank --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,25 @@ def test_an_answer_whose_title_is_in_the_history_is_a_leak(folder: Path) -> None
     leaks = audit.audit(queries_of(data, cut(data), Sizes(1, 10, 3)))["leaks"]
     assert leaks["title_of_answer_in_history"] == 1
     assert leaks["answer_in_history"] == 0
+
+
+def test_a_title_that_stands_twice_among_the_candidates_is_counted(folder: Path) -> None:
+    rows = "u,2,5,1500000000\nu,1,5,1500000001\n"  # items 1 and 5 are both called Heat, and all others are drawn
+    (folder / "interactions.csv").write_text("user_id,item_id,rating,timestamp\n" + rows)
+    data = read_dataset(folder)
+    whole = queries_of(data, cut(data), Sizes(1, 10, None))
+    assert audit.audit(whole)["leaks"]["title_twice_among_candidates"] == 1
+    alone = replace(whole, queries=tuple(replace(one, candidates=one.candidates[:1]) for one in whole.queries))
+    assert audit.audit(alone)["leaks"]["title_twice_among_candidates"] == 0
+
+
+def test_whoever_liked_much_is_a_shortcut_where_one_candidate_is_judged_at_a_time(folder: Path) -> None:
+    """Two people who liked half of their history and one who liked all of it; liked, not liked, not liked."""
+    found = audit.audit(read_protocol(labelled(folder), "labelled", read_dataset(folder)))
+    own, chance = found["shortcuts"]["own ratings"], found["shortcuts"]["chance"]
+    assert chance["pooled-AUC"] == pytest.approx(0.5)
+    assert own["pooled-AUC"] == pytest.approx((0.5 + 0) / 2)  # level with one who did not, below the other
+    assert "pooled-AUC" not in audit.audit(queries_of(read_dataset(folder), cut(read_dataset(folder)), Sizes(3, 10, 3)))
 
 
 def test_describe_takes_a_folder_a_name_and_a_task(folder: Path) -> None:

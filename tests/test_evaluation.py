@@ -218,11 +218,9 @@ def test_the_price_of_a_calibrated_row_includes_its_twins(tmp_path: Path) -> Non
 
 
 def test_other_words_for_the_things_are_other_questions(tmp_path: Path) -> None:
-    names = evaluation._rows(
-        ["a", "b"], tiny(PLAIN, PMI), [evaluation.choose("complete", None, "none", None, None)] * 2, WordyBackend()
-    )
-    books = replace(names[0].recommender, domain=replace(names[0].recommender.domain, plural="books"))
-    assert names[0].asks == names[1].asks != replace(names[0], recommender=books).asks
+    films, pmi = evaluation.check(tiny(PLAIN, PMI)).rows(WordyBackend())
+    books = replace(films.recommender, domain=replace(films.recommender.domain, plural="books"))
+    assert films.asks == pmi.asks != replace(films, recommender=books).asks
 
 
 def test_progress_ends_where_it_said_it_would(tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ FLOORS = (
     ("templates", "verbalizers", "lint", "calibration", "demos"),  # 2 language
     ("backends", "catalogue"),  # 3 models
     ("recommender", "baselines", "tuning"),  # 4 recommenders
-    ("tasks", "scoring", "records", "evaluation", "runs", "parity", "finished", "comparison", "report", "published"),
+    (  # 5 studies
+        *("tasks", "scoring", "records", "evaluation", "runs", "parity", "finished", "comparison", "report"),
+        *("published", "space", "searching"),
+    ),
     ("cli", "serve", "scale", "testing", ""),  # 6 doors; "" is the package's own __init__
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -15,6 +15,7 @@ from fewrec_prompt.significance import (
     Jackknifed,
     bootstrap_interval,
     bootstrap_intervals,
+    choice,
     detectable,
     difference_intervals,
     groups_of,
@@ -256,3 +257,47 @@ def test_two_groups_of_people_are_drawn_apart() -> None:
     assert interval.value == pytest.approx(a.mean() - b.mean())
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.05)
     assert math.isnan(difference_intervals({"m": a}, np.ones(150, dtype=bool), seed=0)["m"].low)
+
+
+# --- the best of many --------------------------------------------------------------------------------------------
+
+
+def test_of_equal_columns_nothing_is_gained_by_choosing() -> None:
+    found = choice({"a": VALUES, "b": VALUES.copy()}, seed=0)
+    assert found.first == {"a": 1.0, "b": 0.0}
+    assert found.expected == pytest.approx(VALUES.mean(), abs=0.005)
+
+
+def test_the_best_of_many_that_are_equally_good_is_expected_to_be_as_good_as_the_others() -> None:
+    """Fifty columns of pure noise around 0.3: the highest mean is luck, and what is expected of it is 0.3."""
+    rng = np.random.default_rng(5)
+    columns = {number: rng.normal(0.3, 0.4, 200) for number in range(50)}
+    top = max(column.mean() for column in columns.values())
+
+    found = choice(columns, seed=0)
+
+    assert top > 0.34
+    assert found.expected < 0.32
+    assert sum(found.first.values()) == pytest.approx(1.0)
+    assert max(found.first.values()) < 0.6
+
+
+def test_what_is_better_for_everybody_is_always_chosen() -> None:
+    found = choice({"worse": VALUES, "better": VALUES + 0.5}, seed=0)
+    assert found.first == {"worse": 0.0, "better": 1.0}
+    assert found.expected == pytest.approx((VALUES + 0.5).mean(), abs=0.005)
+    assert choice({"worse": VALUES, "better": VALUES - 0.5}, seed=0, more=False).first["better"] == 1.0
+
+
+def test_users_without_a_value_do_not_count_in_a_choice() -> None:
+    holes = np.where(np.arange(200) < 50, np.nan, VALUES)
+    filled = choice({"a": holes, "b": holes - 0.1}, seed=0)
+    assert filled.expected == pytest.approx(VALUES[50:].mean(), abs=0.01)
+    nothing = choice({"a": np.full(3, np.nan)}, seed=0)
+    assert (math.isnan(nothing.expected), nothing.first) == (True, {})
+    assert math.isnan(choice({"a": np.array([1.0])}, seed=0).expected)  # the only user is never left out
+
+
+def test_a_choice_repeats_to_the_last_bit() -> None:
+    columns = {"a": VALUES, "b": VALUES[::-1].copy()}
+    assert choice(columns, seed=1) == choice(columns, seed=1) != choice(columns, seed=2)

@@ -13,7 +13,7 @@ from types import FrameType
 
 import typer
 
-from fewrec_prompt.cli import assets, bench, candidates, comparison, data, evaluation, prompts, ranking
+from fewrec_prompt.cli import assets, bench, candidates, comparison, data, evaluation, prompts, ranking, searching
 from fewrec_prompt.errors import FewrecError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (evaluation, comparison, ranking, prompts, data, candidates, assets, bench):
+for command in (evaluation, searching, comparison, ranking, prompts, data, candidates, assets, bench):
     command.register(app)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +42,16 @@ def progress_bar() -> Iterator[Progress]:
     with Bar(*columns, console=console, speed_estimate_period=120) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """On Ctrl-C, say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"fewrec: interrupted; finished users are saved. To go on:\n  {shlex.join(['fewrec', *sys.argv[1:]])}")
+        raise
 
 
 def _lines() -> Progress:

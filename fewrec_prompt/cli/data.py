@@ -152,6 +152,7 @@ def _of_audit(audit: Mapping[str, Any]) -> list[str]:
         "",
         f"leaks         {leaks['answer_in_history']} answers in their history, {leaks['title_of_answer_in_history']} "
         f"by title; {leaks['answer_not_among_candidates']} not among their candidates",
+        f"same title    twice among the candidates of {leaks['title_twice_among_candidates']} users",
         "overlap       "
         + (
             "no clock to compare users by"

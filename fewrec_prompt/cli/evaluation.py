@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -54,7 +50,7 @@ def evaluate(
 ) -> None:
     """Rank the candidates of every user of a task, and print how good each row is."""
     from fewrec_prompt import Numerics, evaluation, published, tasks
-    from fewrec_prompt.cli.console import print_table, progress_bar, say
+    from fewrec_prompt.cli.console import print_table, progress_bar, resumable, say
 
     found = tasks.load_task(task)
     options = evaluation.Options(
@@ -68,24 +64,12 @@ def evaluate(
         candidates=candidates,
         numerics=Numerics(precision, device, int8_threshold, unit, token_budget),
     )
-    with _resumable(), progress_bar() as progress:
+    with resumable(), progress_bar() as progress:
         run = evaluation.evaluate(found, options, out=out, say=say, progress=progress)
     print_table(run.record)
     for line in published.lines(published.beside(run.record)):
         typer.echo(line)
     typer.echo(f"\nrun     {run.folder / 'run.json'}\nreport  {run.folder / 'report.html'}")
-
-
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """On Ctrl-C, say how to go on."""
-    from fewrec_prompt.cli.console import say
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(f"fewrec: interrupted; finished users are saved. To go on:\n  {shlex.join(['fewrec', *sys.argv[1:]])}")
-        raise
 
 
 def row_settings(

@@ -15,10 +15,11 @@ from fewrec_prompt.data.bm25 import Index
 from fewrec_prompt.data.dataset import Dataset
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.training import Training
-from fewrec_prompt.metrics import UserScores, measure
+from fewrec_prompt.metrics import Shelf, UserScores, measure, measure_run
 from fewrec_prompt.types import Query
 
 METRICS = ("nDCG@10", "HR@1", "MRR")
+POOLED = "pooled-AUC"  # where one candidate is judged at a time, there is nothing to rank for a user
 CONTAMINATION = (
     "A model may have read these titles, and lists of them, before: compare each row with the same row without history "
     "and with titles masked; what is left without either is not known from the history."
@@ -30,6 +31,7 @@ Shortcut = Callable[[Query], Scores]
 def audit(queries: QuerySet, dataset: Dataset | None = None) -> dict[str, Any]:
     """Shortcuts by name with the mean of each metric (fractions; ties at their expectation), leaks as counts.
 
+    Where users have a single candidate each, as in a protocol of liked or not, the AUC over all of them is told too.
     `dataset` is what the queries were drawn from, where they were. Without answers there is nothing to audit: {}.
     """
     asked = [query for query in queries.queries if query.user_id in queries.qrels]
@@ -50,7 +52,10 @@ def _measured(asked: list[Query], queries: QuerySet, shortcut: Shortcut) -> dict
         answers = queries.qrels[query.user_id]
         relevant = np.array([item.id in answers for item in query.candidates])
         users.append(UserScores(query.user_id, shortcut(query), relevant, len(answers)))
-    return {name: float(np.nanmean(values)) for name, values in measure(METRICS, users).items()}
+    found = {name: float(np.nanmean(values)) for name, values in measure(METRICS, users).items()}
+    if any(len(query.candidates) == 1 for query in asked):
+        found[POOLED] = measure_run([POOLED], users, Shelf())[POOLED].value
+    return found
 
 
 def _shortcuts(queries: QuerySet) -> Iterator[tuple[str, Shortcut]]:
@@ -59,6 +64,8 @@ def _shortcuts(queries: QuerySet) -> Iterator[tuple[str, Shortcut]]:
     if queries.training and queries.training.ratings is not None:
         shares = _share_liked(queries.training)
         yield "share liked", lambda query: np.array([shares.get(item.id, 0.0) for item in query.candidates])
+    if any(taken.rating is not None for query in queries.queries for taken in query.history):
+        yield "own ratings", _own_ratings
     yield "last-item similarity", _similar_to_last(queries)
     yield "longer title", _title_length
     yield "shorter title", lambda query: -_title_length(query)
@@ -76,6 +83,16 @@ def _share_liked(training: Training) -> Mapping[str, float]:
     counts = np.bincount(codes[known], minlength=n_items)
     shares = np.bincount(codes[known], weights=likes, minlength=n_items) / np.maximum(counts, 1)
     return dict(zip(training.item_ids, shares.tolist(), strict=True))
+
+
+def _own_ratings(query: Query) -> Scores:
+    """Whoever liked much will like this: the mean rating of the history, the same for all candidates of a user.
+
+    Of likes and dislikes it is the share of liked items, which has a higher AUC on TALLRec's films than its model
+    (eval/published.toml).
+    """
+    known = [taken.rating for taken in query.history if taken.rating is not None]
+    return np.full(len(query.candidates), np.mean(known) if known else 0.0)
 
 
 def _similar_to_last(queries: QuerySet) -> Shortcut:
@@ -96,17 +113,19 @@ def _title_length(query: Query) -> Scores:
 
 def _leaks(asked: list[Query], queries: QuerySet, dataset: Dataset | None) -> dict[str, Any]:
     """Answers that a query gives away, and how much of what may be learnt from is later than answers."""
-    seen = title = missing = 0
+    seen = title = missing = twice = 0
     for query in asked:
         answers = queries.qrels[query.user_id]
         titles = {item.title for item in query.candidates if item.id in answers}
         seen += any(taken.item.id in answers for taken in query.history)
         title += any(taken.item.title in titles for taken in query.history)
+        twice += len({item.title for item in query.candidates}) < len(query.candidates)
         missing += not answers <= {item.id for item in query.candidates}
     return {
         "answer_in_history": seen,
         "title_of_answer_in_history": title,
         "answer_not_among_candidates": missing,
+        "title_twice_among_candidates": twice,
         "learnt_from_later_than_the_median_answer": _later(asked, queries, dataset),
     }
 

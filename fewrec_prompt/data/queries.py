@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fewrec_prompt.data.training import Training
 from fewrec_prompt.errors import DataError
@@ -27,6 +27,10 @@ class QuerySet:
     popularity: Mapping[str, int]  # interactions by item id, for every item; no target is counted in it
     sources: dict[str, str]  # sha256 of the files it was made from, by file name
     training: Training | None = None  # None: whoever made the queries kept nothing to learn from
+
+    def first(self, n: int) -> QuerySet:
+        """The same with the first n users only, or all that there are."""
+        return replace(self, queries=self.queries[:n])
 
     def to_learn_from(self) -> Training:
         """The training part, without anything a user had to do with the own targets; DataError if there is none."""
