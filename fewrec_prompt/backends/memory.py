@@ -32,7 +32,7 @@ def _resource_usage() -> int:
 
 
 def keep_few_kernels() -> None:
-    """Bound the kernels that oneDNN keeps, in bf16 on a CPU one for every shape of a product (by default 1,024 of them).
+    """Bound the kernels that oneDNN keeps: in bf16 on a CPU one for every shape of a product, by default 1,024 of them.
 
     Each user brings another number of tokens, and so other shapes: about 5 MB a user (docs/LOG.md). To be called before
     the first product; a setting of a person's own stands.
