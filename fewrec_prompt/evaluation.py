@@ -22,8 +22,10 @@ from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.errors import TaskError
+from fewrec_prompt.files import write_text
+from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.recommender import Chosen, Recommender, choose
-from fewrec_prompt.runs import RunStore, check_folder, finished, own_folder, run_store
+from fewrec_prompt.runs import RunStore, check_folder, dump, finished, own_folder, run_store
 from fewrec_prompt.scoring import Progress, Row, Scored, silent
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.templates import Template
@@ -132,7 +134,8 @@ def evaluate(
     with run_store(folder, header) as store:
         scoring.score(jobs, queries.queries, store, progress)
         scored += [scoring.read(row, queries.queries, store) for row in rows]
-        return _finish(task, scored, queries, store)
+        examples = records.examples(rows, scored, queries, task.settings.seed)
+        return _finish(task, scored, examples, queries, store)
 
 
 def _baselines(task: Task, queries: QuerySet) -> list[Scored]:
@@ -188,7 +191,9 @@ def _rows(names: Sequence[str], task: Task, parts: Sequence[Chosen], backend: Ba
     ]
 
 
-def _finish(task: Task, scored: Sequence[Scored], queries: QuerySet, store: RunStore) -> Run:
+def _finish(
+    task: Task, scored: Sequence[Scored], examples: Mapping[str, Any], queries: QuerySet, store: RunStore
+) -> Run:
     """Measure, and write what people read; run.json last."""
     shelf = _shelf(queries)
     measured = {row.name: metrics.measure_all(task.metrics, _judged(row, queries), shelf) for row in scored}
@@ -206,7 +211,8 @@ def _finish(task: Task, scored: Sequence[Scored], queries: QuerySet, store: RunS
         parquet_files.write(store.folder / "groups.parquet", records.group_columns(measured))
     if columns := records.slice_columns(measured, queries, task.settings.seed):
         parquet_files.write(store.folder / "slices.parquet", columns)
-    report.write(store.folder / "report.html", record)
+    write_text(store.folder / "examples.json", dump(examples))
+    report.write(store.folder / "report.html", [FinishedRun(store.folder, record)])
     store.finish(record)
     return Run(store.folder, record)
 
