@@ -12,12 +12,15 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fewrec_prompt"
 NAME = PACKAGE.name
 
 FLOORS = (
-    ("errors", "types", "registry", "seeds", "text", "files"),  # 0 ground
-    ("artifacts", "assets", "metrics", "significance", "slices", "data"),  # 1 files, numbers
+    ("errors", "types", "registry", "seeds", "text", "files", "charts", "redaction"),  # 0 ground
+    ("artifacts", "assets", "metrics", "display", "significance", "slices", "data"),  # 1 files, numbers
     ("templates", "verbalizers", "lint", "calibration", "demos"),  # 2 language
     ("backends", "catalogue"),  # 3 models
     ("recommender", "baselines", "tuning"),  # 4 recommenders
-    ("tasks", "scoring", "records", "evaluation", "runs", "parity", "finished", "comparison", "report", "published"),
+    (
+        *("tasks", "scoring", "records", "evaluation", "runs", "parity", "finished", "comparison", "report"),
+        *("collection", "sharing", "published"),
+    ),  # 5 studies
     ("cli", "serve", "scale", "testing", ""),  # 6 doors; "" is the package's own __init__
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

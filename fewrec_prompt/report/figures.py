@@ -216,29 +216,35 @@ class Share:
 def _binned(said: Floats, placed: Placed, users: Sequence[str]) -> list[tuple[float, int, Share]]:
     """For each of ten bins that holds anything: mean of what was said, candidates, share that were the answer.
 
-    The interval is over users (jackknife), within 0 and 1: the candidates of a user are no independent draws.
+    The interval is over users, within 0 and 1, for the candidates of a user are no independent draws: the jackknife's,
+    or Wilson's where all or none of a bin were the answer.
     """
     inside = np.flatnonzero(placed.judged)
-    ids, group = np.unique(placed.user[inside], return_inverse=True)
+    ids, user = np.unique(placed.user[inside], return_inverse=True)
+    begins = np.flatnonzero(np.diff(user, prepend=-1))
+    lists = np.split(inside, begins[1:])
+    per_user = np.stack([bins(said[own], placed.relevant[own]) for own in lists])
     groups = groups_of([users[at] for at in ids])
     sums = np.zeros((int(groups.max()) + 1, 3, N_BINS))
-    begins = np.flatnonzero(np.diff(group, prepend=-1))
-    for own, at in zip(np.split(inside, begins[1:]), groups, strict=True):
-        sums[at] += bins(said[own], placed.relevant[own])
-    whole = sums.sum(axis=0)
+    np.add.at(sums, groups, per_user)
+    whole, n_users = sums.sum(axis=0), (per_user[:, 0] > 0).sum(axis=0)
     full = [at for at in range(N_BINS) if whole[0, at]]
-    return [(float(whole[1, at] / whole[0, at]), int(whole[0, at]), _share(sums[:, :, at], len(ids))) for at in full]
+    shares = [_share(sums[:, :, at], len(ids), int(n_users[at])) for at in full]
+    means = [(float(whole[1, at] / whole[0, at]), int(whole[0, at])) for at in full]
+    return [(*mean, share) for mean, share in zip(means, shares, strict=True)]
 
 
-def _share(sums: Floats, n_users: int) -> Share:
+def _share(sums: Floats, n_users: int, n_inside: int) -> Share:
+    """The share of a bin from its sums by group (n_groups, 3); `n_inside` users have a candidate in it."""
+
     def value(weights: Floats) -> float:
         n, _, right = weights @ sums
         return float(right / n) if n else float("nan")
 
     one = Jackknifed.of(value, len(sums), n_users)
     interval = one.interval()
-    if not np.isfinite(interval.low):  # one group of users holds all of the bin: nothing is known of other users
-        return Share(one.value, 0.0, 1.0)
+    if not interval.high > interval.low:  # all, none, or one group alone: the jackknife cannot say
+        return Share(one.value, *_wilson(one.value, n_inside))
     return Share(one.value, max(0.0, interval.low), min(1.0, interval.high))
 
 
