@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewrec_prompt import metrics, records, report, scoring, tasks
+from fewrec_prompt import metrics, records, report, scoring, tasks, verbalizers
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import BACKENDS, Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
@@ -98,7 +98,7 @@ def _from_here(metric: str) -> str:
 
 def evaluate(
     task: Task | str | Path,
-    options: Options = Options(),  # frozen
+    options: Options | Recommender = Options(),  # frozen
     *,
     out: Path | str | None = None,
     backend: Backend | None = None,
@@ -110,14 +110,20 @@ def evaluate(
     An unfinished run with the same header in `out` goes on where it stopped. Without `out` so does one in runs/, and a
     finished one is returned as it is, for a run is what its header says. Everything that can be checked is checked
     before the model is loaded, and nothing is written before it is. `backend` replaces the model by one at hand.
-    Raises FewrecError.
+    A Recommender in place of options is the only prompt row, with its own model and the task's domain; for other
+    changes give `options.applied(task)`. Raises FewrecError.
     """
+    given = options if isinstance(options, Recommender) else None
+    options = options if isinstance(options, Options) else Options(rows=(_row_of(options),))
     task = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
     if out is not None:
         check_folder(Path(out))
     metrics.check_metrics(task.metrics)
     check_baselines(task.settings.baselines)
-    parts = [choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length) for row in task.settings.rows]
+    if given is None:
+        parts = [_parts(row) for row in task.settings.rows]
+    else:
+        parts, backend = [(given.template, given.verbalizer, given.calibration)], given.backend
     task = _resolved(task, parts)
     names = _names(task.settings.rows, parts)
     queries = tasks.load_queries(task, options.split, options.candidates, say)
@@ -136,6 +142,24 @@ def evaluate(
         scored += [scoring.read(row, queries.queries, store) for row in rows]
         examples = records.examples(rows, scored, queries, task.settings.seed)
         return _finish(task, scored, examples, queries, store)
+
+
+def _parts(row: RowSettings) -> Chosen:
+    return choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length)
+
+
+def _row_of(recommender: Recommender) -> RowSettings:
+    """How a recommender at hand asks and reads. A verbalizer that is not its template's own has no name."""
+    verbalizer, calibration = recommender.verbalizer, recommender.calibration
+    own = recommender.template.front.verbalizer
+    by_name = verbalizers.load(own).model_dump(exclude={"length"})
+    return RowSettings(
+        prompt=recommender.template.name,
+        verbalizer=own if by_name == verbalizer.model_dump(exclude={"length"}) else f"own {verbalizer.kind}",
+        calibrate=calibration.name,
+        alpha=calibration.alpha if calibration.needs_twin else None,
+        length=getattr(verbalizer, "length", None),
+    )
 
 
 def _baselines(task: Task, queries: QuerySet) -> list[Scored]:
