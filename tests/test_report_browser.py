@@ -132,6 +132,16 @@ def test_words_and_marks_stand_out_from_the_paper(tab: Browser, page: Path, sche
     assert min(found["marks"]) >= 3
 
 
+def test_on_paper_the_tables_are_whole_and_the_paper_is_white(tab: Browser, page: Path) -> None:
+    """700 pixels are a sheet of A4 between its margins."""
+    tab.show(page, 700, "dark")
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    tab.call("Emulation.setEmulatedMedia", media="print", features=features)
+    tables = "[...document.querySelectorAll('.scroll table')].slice(0, 2).map(t => t.getBoundingClientRect().right)"
+    assert max(tab.run(tables)) <= 700
+    assert tab.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
 def test_what_the_measure_would_find_is_found(tab: Browser, tmp_path: Path) -> None:
     """The checks above can fail."""
     bad = tmp_path / "bad.html"
