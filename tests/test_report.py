@@ -23,6 +23,7 @@ from fewrec_prompt.evaluation import Options, Run, evaluate
 from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.report import figures, people, rows
 from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.types import Question
 
 HOME = Path(__file__).parent.parent
 EVIL = "</script><script>alert(1)</script>"
@@ -274,6 +275,30 @@ def test_a_row_that_always_takes_the_first_place_is_seen(tmp_path: Path) -> None
     assert sum(shares) == pytest.approx(100, abs=0.5)
     first = placed.place[placed.rank == 1]
     assert shares == pytest.approx([100 * float((first == place).mean()) for place in range(3)], abs=0.06)
+
+
+class Flat(WordyBackend):
+    """Says the same of everything."""
+
+    def _told(self, question: Question, continuation: str) -> np.ndarray:
+        return np.array([-3.0])
+
+
+def test_a_model_that_says_the_same_of_everything_has_a_page_and_no_preference(tmp_path: Path) -> None:
+    task = Options(rows=ASKED).applied(task_in(tmp_path, rows=many(24)))
+    run = FinishedRun(evaluate(task, out=tmp_path / "run", backend=Flat()).folder)
+    assert Tags(report.page([run])).open == []
+    assert {line[1] for one in figures.positions(run) for line in one.lines} == {"33.3"}
+    places = {cell[0] for person in people.shown(run) for _, _, cells in person.lines for cell in cells[1:]}
+    assert places == {"1–3"}
+
+
+def test_a_row_that_nobody_measured_has_a_page(tmp_path: Path) -> None:
+    """AUC has no value where there is one candidate, and then no row leads."""
+    queries = [one | {"candidates": [one["target"]]} for one in many(6)]
+    run = FinishedRun(run_in(tmp_path, RowSettings(prompt="judge"), queries=queries, metrics=("AUC",)).folder)
+    assert run.rows["judge"]["metrics"]["AUC"]["value"] is None
+    assert Tags(report.page([run])).open == []
 
 
 def test_files_that_do_not_belong_together_are_named(whole: FinishedRun, tmp_path: Path) -> None:

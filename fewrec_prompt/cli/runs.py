@@ -107,9 +107,7 @@ def export(
 
 
 def gc(
-    named: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN…]", help="Runs to delete, finished or not.")
-    ] = None,
+    named: Annotated[list[Path] | None, typer.Argument(metavar="RUN", help="Runs to delete, finished or not.")] = None,
     folder: Annotated[Path, typer.Option("--in", help="Where runs lie.")] = Path("runs"),
     yes: Annotated[bool, typer.Option("--yes", help="Delete; otherwise it is only said what would go.")] = False,
 ) -> None:

@@ -34,7 +34,7 @@ def shown(run: FinishedRun) -> list[Person]:
     if not kept or not run.prompt_rows:
         return []
     places = {name: run.placed(name) for name in run.rows}
-    places = {name: placed for name, placed in places.items() if np.ptp(placed.score)}  # not chance
+    places = {name: one for name, one in places.items() if name in run.prompt_rows or np.ptp(one.score)}  # not chance
     number = {user_id: at for at, user_id in enumerate(run.asked)}
     return [_person(run, one, story, places, number[one["user_id"]]) for one, story in _chosen(run, kept)]
 
@@ -64,7 +64,7 @@ def _gaps(run: FinishedRun) -> dict[str, float]:
 def _person(run: FinishedRun, kept: Mapping[str, Any], story: str, places: Mapping[str, Placed], number: int) -> Person:
     asked, titles = run.asked[kept["user_id"]], run.examples["titles"]
     inside = np.flatnonzero(next(iter(places.values())).user == number)
-    lead = places[next(iter(rows.leaders(run)), run.prompt_rows[0])]
+    lead = places[next((name for name in rows.leaders(run) if name in run.prompt_rows), run.prompt_rows[0])]
     order = inside[np.argsort(lead.rank[inside], kind="stable")]
     listed = [at for place, at in enumerate(order) if place < N_SHOWN or lead.relevant[at]]
     candidates = [asked.candidates[int(lead.place[at])] for at in listed]
