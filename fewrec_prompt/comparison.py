@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fewrec_prompt import runs
+from fewrec_prompt.display import figure, main_metric, points
 from fewrec_prompt.errors import RunError, did_you_mean
 from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.metrics import Better, better_of
-from fewrec_prompt.report import figure, points
 from fewrec_prompt.significance import (
     Floats,
     Interval,
@@ -36,7 +36,6 @@ from fewrec_prompt.significance import (
 if TYPE_CHECKING:
     import pandas as pd
 
-MAIN = "nDCG@10"  # users gain and lose by this metric, or by the first there is
 N_SHOWN = 10  # users that gained, and that lost, most
 COMPARED = ("schema", "queries", "split", "templates.*", "verbalizers.*", "settings.rows", "settings.metrics")
 """Parts of a header that are compared by themselves, or say nothing about a difference."""
@@ -188,14 +187,32 @@ class Sides:
         return self.a.of_run(self.row_a, metric), self.b.of_run(self.row_b, metric)
 
 
+def beside(
+    reference: tuple[FinishedRun, str], others: Sequence[tuple[FinishedRun, str]], metric: str, seed: int = 0
+) -> list[Difference | None]:
+    """One metric of other rows, each minus that of a reference row; None where one of the two has no value.
+
+    Runs must be of the same test (`same_test`). p is adjusted for all of them.
+    """
+    sides = [Sides(*reference, run, row) for run, row in others]
+    return [found[0] if found else None for found in _differences(sides, [metric], seed)]
+
+
 # --- the same test?
 
 
+def same_test(a: FinishedRun, b: FinishedRun) -> bool:
+    """Whether two runs ranked the same candidates for the same users, with the same answers."""
+    return not _problems(a, b)
+
+
+def _problems(a: FinishedRun, b: FinishedRun) -> list[str]:
+    same = a.record["queries"] == b.record["queries"]
+    return [] if same else [*_other_users(a, b), *_other_lists(a, b)]
+
+
 def _check_same_test(a: FinishedRun, b: FinishedRun) -> None:
-    if a.record["queries"] == b.record["queries"]:
-        return
-    problems = [*_other_users(a, b), *_other_lists(a, b)]
-    if problems:
+    if problems := _problems(a, b):
         raise RunError(
             f"{a.folder} and {b.folder} cannot be compared: {'; '.join(problems)}. Run one of them again with "
             f"--candidates {a.folder / 'candidates.parquet'}"
@@ -300,7 +317,7 @@ def _judged(one: Difference, p_holm: float) -> Difference:
 
 def _pair(sides: Sides, differences: Sequence[Difference]) -> Pair:
     per_user = {one.metric: values for one in differences if (values := sides.values(one.metric))}
-    main = MAIN if MAIN in per_user else next(iter(per_user), "")
+    main = main_metric(list(per_user)) or ""
     gap = per_user[main][1] - per_user[main][0] if main else np.zeros(len(sides.a.users))
     return Pair(
         str(sides.a.folder),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewrec_prompt import metrics, records, report, scoring, tasks
+from fewrec_prompt import metrics, records, report, scoring, tasks, verbalizers
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import BACKENDS, Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
@@ -22,8 +22,10 @@ from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.errors import TaskError
+from fewrec_prompt.files import write_text
+from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.recommender import Chosen, Recommender, choose
-from fewrec_prompt.runs import RunStore, check_folder, finished, own_folder, run_store
+from fewrec_prompt.runs import RunStore, check_folder, dump, finished, own_folder, run_store
 from fewrec_prompt.scoring import Progress, Row, Scored, silent
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.templates import Template
@@ -116,7 +118,7 @@ class Checked:
 
 def evaluate(
     task: Task | str | Path,
-    options: Options = Options(),  # frozen
+    options: Options | Recommender = Options(),  # frozen
     *,
     out: Path | str | None = None,
     backend: Backend | None = None,
@@ -128,13 +130,16 @@ def evaluate(
     An unfinished run with the same header in `out` goes on where it stopped. Without `out` so does one in runs/, and a
     finished one is returned as it is, for a run is what its header says. Everything that can be checked is checked
     before the model is loaded, and nothing is written before it is. `backend` replaces the model by one at hand.
-    Raises FewrecError.
+    A Recommender in place of options is the only prompt row, with its own model and the task's domain; for other
+    changes give `options.applied(task)`. Raises FewrecError.
     """
+    given = options if isinstance(options, Recommender) else None
+    options = options if isinstance(options, Options) else Options(rows=(_row_of(options),))
     task = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
     if out is not None:
         check_folder(Path(out))
-    checked = check(task, options.split, options.candidates, say=say)
-    backend = backend or load_backend(task, options.numerics, say)
+    checked = check(task, options.split, options.candidates, given=given, say=say)
+    backend = given.backend if given else backend or load_backend(task, options.numerics, say)
     return conduct(checked, options, backend, out=out, say=say, progress=progress)
 
 
@@ -143,13 +148,17 @@ def check(
     split: Split = "test",
     candidates: Path | None = None,
     *,
+    given: Recommender | None = None,
     queries: QuerySet | None = None,
     say: Say = quiet,
 ) -> Checked:
-    """Load what the task names, its queries too unless they are given, and make every question once for no model."""
+    """Load what the task names, its queries too unless they are given, and make every question once for no model.
+
+    A recommender that is given is the task's only row.
+    """
     metrics.check_metrics(task.metrics)
     check_baselines(task.settings.baselines)
-    parts = [choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length) for row in task.settings.rows]
+    parts = [_parts(row) for row in task.settings.rows] if given is None else [_parts_of(given)]
     task = _resolved(task, parts)
     names = _names(task.settings.rows, parts)
     queries = queries or tasks.load_queries(task, split, candidates, say)
@@ -178,7 +187,29 @@ def conduct(
     with run_store(folder, header) as store:
         scoring.score(jobs, queries.queries, store, progress)
         scored += [scoring.read(row, queries.queries, store) for row in rows]
-        return finish(task, scored, queries, store)
+        return finish(task, rows, scored, queries, store)
+
+
+def _parts(row: RowSettings) -> Chosen:
+    return choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length)
+
+
+def _parts_of(recommender: Recommender) -> Chosen:
+    return recommender.template, recommender.verbalizer, recommender.calibration
+
+
+def _row_of(recommender: Recommender) -> RowSettings:
+    """How a recommender at hand asks and reads. A verbalizer that is not its template's own has no name."""
+    verbalizer, calibration = recommender.verbalizer, recommender.calibration
+    own = recommender.template.front.verbalizer
+    by_name = verbalizers.load(own).model_dump(exclude={"length"})
+    return RowSettings(
+        prompt=recommender.template.name,
+        verbalizer=own if by_name == verbalizer.model_dump(exclude={"length"}) else f"own {verbalizer.kind}",
+        calibrate=calibration.name,
+        alpha=calibration.alpha if calibration.needs_twin else None,
+        length=getattr(verbalizer, "length", None),
+    )
 
 
 def baseline_rows(task: Task, queries: QuerySet) -> list[Scored]:
@@ -229,9 +260,10 @@ def _name(row: RowSettings, template: Template) -> str:
     return " ".join(part for part in (row.prompt, verbalizer, length, calibration) if part)
 
 
-def finish(task: Task, scored: Sequence[Scored], queries: QuerySet, store: RunStore) -> Run:
-    """Measure, and write what people read; run.json last."""
+def finish(task: Task, rows: Sequence[Row], scored: Sequence[Scored], queries: QuerySet, store: RunStore) -> Run:
+    """Measure, and write what people read; run.json last. `rows` are those of `scored` that asked a model."""
     shelf = _shelf(queries)
+    examples = records.examples(rows, scored, queries, task.settings.seed)
     measured = {row.name: metrics.measure_all(task.metrics, _judged(row, queries), shelf) for row in scored}
     record = {
         **store.header,
@@ -247,7 +279,8 @@ def finish(task: Task, scored: Sequence[Scored], queries: QuerySet, store: RunSt
         parquet_files.write(store.folder / "groups.parquet", records.group_columns(measured))
     if columns := records.slice_columns(measured, queries, task.settings.seed):
         parquet_files.write(store.folder / "slices.parquet", columns)
-    report.write(store.folder / "report.html", record)
+    write_text(store.folder / "examples.json", dump(examples))
+    report.write(store.folder / "report.html", [FinishedRun(store.folder, record)])
     store.finish(record)
     return Run(store.folder, record)
 

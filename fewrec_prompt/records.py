@@ -15,10 +15,14 @@ from typing import Any
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.metrics import Measured
+from fewrec_prompt.recommender import Render
 from fewrec_prompt.scoring import Row, Scored
+from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.significance import Interval, bootstrap_intervals
 from fewrec_prompt.slices import attributes, slices
 from fewrec_prompt.tasks import Task
+from fewrec_prompt.text import shown_title
+from fewrec_prompt.types import Query
 
 LIBRARIES = (
     "fewrec-prompt",
@@ -31,6 +35,8 @@ LIBRARIES = (
     "evaluate",
     "implicit",
 )
+
+N_EXAMPLES = 30  # users whose prompts are kept: enough to find some for whom a row does well, and some for whom not
 
 
 def header(task: Task, rows: Sequence[Row], queries: QuerySet, backend: Backend) -> dict[str, Any]:
@@ -160,6 +166,40 @@ def slice_columns(measured: Mapping[str, Measured], queries: QuerySet, seed: int
     values = {(row, name): column for row, one in measured.items() for name, column in one.per_user.items()}
     found = [one.to_dict() for one in slices(values, attributes(queries), seed)] if values else []
     return {name: [one[name] for one in found] for name in found[0]} if found else {}
+
+
+def examples(rows: Sequence[Row], scored: Sequence[Scored], queries: QuerySet, seed: int) -> dict[str, Any]:
+    """Some users as the model met them: what examples.json holds. Who they are depends on nothing but the seed.
+
+    A prompt is that of the first question, with the history that fitted; rows that asked the same share it.
+    """
+    rankings = {one.name: one.rankings for one in scored}
+    drawn = rng_for(seed, "examples").permutation(len(queries.queries))[:N_EXAMPLES].tolist()
+    chosen = [(queries.queries[at], {row.name: rankings[row.name][at].n_history for row in rows}) for at in drawn]
+    items = [item for query, _ in chosen for item in (*(seen.item for seen in query.history), *query.candidates)]
+    return {
+        "titles": {item.id: shown_title(item.id, item.title) for item in items},
+        "users": [{"user_id": query.user_id, "prompts": _prompts(rows, query, fitted)} for query, fitted in chosen],
+    }
+
+
+def _prompts(rows: Sequence[Row], query: Query, fitted: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Each different prompt once: the rows that asked it, its text, and how many questions were like it."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        n_history = fitted[row.name]
+        prompt = found.setdefault((row.asks, n_history), {"rows": [], "n_history": n_history})
+        prompt["rows"].append(row.name)
+        if "text" not in prompt:
+            prompt["n_questions"], prompt["text"] = _first_question(row, query.recent(n_history))
+    return list(found.values())
+
+
+def _first_question(row: Row, query: Query) -> tuple[int, str]:
+    verbalizer, render = row.recommender.verbalizer, Render(row.recommender.template, row.recommender.domain)
+    if verbalizer.kind in ("judge", "rate"):  # a question a candidate: the others are not rendered to be thrown away
+        return len(query.candidates), str(render(query, item=query.candidates[0]))
+    return 1, str(verbalizer.ask(query, render)[0].prompt)
 
 
 def _columns(names: Sequence[str], places: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:

@@ -38,7 +38,16 @@ DESCRIBES = (
 )
 """Parts of a header that say something and decide nothing: a run resumes whatever they are. Metrics are not among them:
 they score nothing, but a table is what its command says."""
-_LEFTOVER = re.compile(r"\.(header\.json|run\.json|report\.html|\w+\.parquet)\.\d+\.(part|tmp)")
+TABLES = ("candidates", "rankings", "measurements", "slices", "groups")
+FILES = frozenset(
+    (
+        *("header.json", "run.json", "examples.json", "report.html", "export.json", "lock"),
+        *(f"{name}.parquet" for name in TABLES),
+        *(f"results.sqlite{tail}" for tail in ("", "-wal", "-shm", "-journal")),
+    )
+)
+"""Everything that a run or an export writes: a folder that holds anything else holds somebody's own files."""
+_LEFTOVER = re.compile(r"\.(\w+\.(?:json|html|parquet))\.\d+\.(part|tmp)")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS units (
   questions TEXT NOT NULL, user_id TEXT NOT NULL, n_history INTEGER NOT NULL, ms REAL NOT NULL,
@@ -66,7 +75,7 @@ def run_store(folder: Path, header: Mapping[str, Any]) -> Iterator[RunStore]:
     """
     check_folder(folder, header)
     existed = folder.exists()
-    with _locked(folder):
+    with locked(folder):
         check_folder(folder, header)  # again: another process may have finished it in between
         fresh = not (folder / "header.json").exists()
         store: RunStore | None = None
@@ -86,8 +95,11 @@ def run_store(folder: Path, header: Mapping[str, Any]) -> Iterator[RunStore]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """An exclusive lock on the folder, which the kernel gives back however the process ends."""
+def locked(folder: Path) -> Iterator[None]:
+    """An exclusive lock on the folder, which the kernel gives back however the process ends.
+
+    Raises LockedError where another process has it. The folder is made where there is none.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a+b")
@@ -244,6 +256,47 @@ def _remove(folder: Path, *, whole: bool) -> None:
         (folder / name).unlink(missing_ok=True)
     if whole and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def delete(folder: Path, *, even_finished: bool = False) -> None:
+    """Remove a run. run.json goes first and header.json last, so what a kill leaves is an unfinished run.
+
+    Raises LockedError where a process writes it, RunError where it is no run, has finished (unless `even_finished`),
+    or holds files that no run writes.
+    """
+    if not is_run(folder):
+        raise RunError(f"{folder}: holds no run; name a folder that fewrec eval wrote")
+    with locked(folder):
+        names = {path.name for path in folder.iterdir()}
+        if strange := sorted(name for name in names - FILES if not _LEFTOVER.fullmatch(name)):
+            raise RunError(f"{folder}: not deleted, for no run writes {strange[0]!r}; move it elsewhere, then repeat")
+        if "run.json" in names and not even_finished:
+            raise RunError(f"{folder}: not deleted, for it holds a finished run; name it to delete it")
+        first, last = ["run.json"], ["header.json", "lock"]
+        for name in (*first, *sorted(names - {*first, *last}), *last):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this folder, and no link to one, holds a run, finished or not."""
+    return not folder.is_symlink() and any((folder / name).is_file() for name in ("header.json", "run.json"))
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is writing this run. Asking takes the lock for a moment."""
+    if not (folder / "lock").is_file():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except LockedError:
+        return True
+
+
+def same_result(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two headers decide the same result."""
+    return dict(leaves(a)) == dict(leaves(b))
 
 
 def own_folder(stem: str, header: Mapping[str, Any], parent: Path = Path("runs"), inside: str = "") -> Path:

@@ -220,9 +220,9 @@ def _searched(plan: _Plan, folder: Path, store: RunStore, say: Say, progress: Pr
     record = _record(plan, store.header, table, ranked, trials) | _on_test(plan, table, ranked[0], run)
     record["earlier_searches"] = earlier_searches(folder, store.header["search"]["test_queries"])
     write_text(folder / FILE, dump(record))
-    shown = list(dict.fromkeys([table.default, *ranked[:N_BEST]]))
-    scored = beside + [scoring.read(rows[one], plan.selection.queries.queries, table.log) for one in shown]
-    finish(plan.selection.task, scored, plan.selection.queries, store)
+    shown = [rows[one] for one in dict.fromkeys([table.default, *ranked[:N_BEST]])]
+    scored = beside + [scoring.read(row, plan.selection.queries.queries, table.log) for row in shown]
+    finish(plan.selection.task, shown, scored, plan.selection.queries, store)
     return Search(folder, record)
 
 

@@ -52,8 +52,8 @@ def start(*words: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def fewrec(*words: str, patience: float = 120) -> Done:
-    process = start(*words)
+def fewrec(*words: str, patience: float = 120, **environment: str) -> Done:
+    process = start(*words, **environment)
     out, err = process.communicate(timeout=patience)
     return Done(process.returncode, out, err)
 

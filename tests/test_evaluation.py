@@ -19,6 +19,7 @@ from fewrec_prompt import evaluation, tasks
 from fewrec_prompt.backends.toy import ToyBackend
 from fewrec_prompt.errors import RunError, TaskError, TemplateError, VerbalizerError
 from fewrec_prompt.evaluation import Options, Run, evaluate
+from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.tasks import RowSettings, Task, load_task
 from fewrec_prompt.types import Question, TokenLogprobs
 
@@ -134,6 +135,24 @@ def test_random_is_the_expectation_of_chance_and_has_no_noise(tmp_path: Path) ->
         "low": pytest.approx(1 / 6),
         "high": pytest.approx(1 / 6),
     }
+
+
+def test_a_recommender_at_hand_is_measured_as_its_row_would_be(tmp_path: Path) -> None:
+    for row in (PLAIN, PMI, RowSettings(prompt="complete", length="mean")):
+        template, verbalizer, calibration = choose("complete", None, row.calibrate, row.alpha, row.length)
+        recommender = Recommender(template, verbalizer, WordyBackend(), calibration=calibration)
+        mine = evaluate("eval/tiny.toml", recommender, out=tmp_path / f"mine {row}")
+        named = run_of(tmp_path / f"named {row}", row)
+        assert record_in(mine.folder)["settings"]["rows"] == record_in(named.folder)["settings"]["rows"]
+        assert rankings_in(mine.folder) == rankings_in(named.folder)
+
+
+def test_label_words_of_ones_own_have_no_name_but_are_in_the_record(tmp_path: Path) -> None:
+    template, verbalizer, _ = choose("judge", None, "none", None, None)
+    sure = verbalizer.model_copy(update={"yes": ("Sure",)})
+    run = evaluate("eval/tiny.toml", Recommender(template, sure, WordyBackend()), out=tmp_path / "run")
+    assert run.rows[-1]["name"] == "judge own judge"
+    assert record_in(run.folder)["verbalizers"]["own judge"]["yes"] == ["Sure"]
 
 
 def test_to_pandas_gives_a_line_a_row(tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fewrec_prompt"
 NAME = PACKAGE.name
 
 FLOORS = (
-    ("errors", "types", "registry", "seeds", "text", "files"),  # 0 ground
-    ("artifacts", "assets", "metrics", "significance", "slices", "data"),  # 1 files, numbers
+    ("errors", "types", "registry", "seeds", "text", "files", "charts", "redaction"),  # 0 ground
+    ("artifacts", "assets", "metrics", "display", "significance", "slices", "data"),  # 1 files, numbers
     ("templates", "verbalizers", "lint", "calibration", "demos"),  # 2 language
     ("backends", "catalogue"),  # 3 models
     ("recommender", "baselines", "tuning"),  # 4 recommenders
     (  # 5 studies
         *("tasks", "scoring", "records", "evaluation", "runs", "parity", "finished", "comparison", "report"),
-        *("published", "space", "searching"),
+        *("collection", "sharing", "published", "space", "searching"),
     ),
     ("cli", "serve", "scale", "testing", ""),  # 6 doors; "" is the package's own __init__
 )

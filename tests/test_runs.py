@@ -212,14 +212,14 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checked before the lock, finished by its owner, then locked: checked again."""
-    locked = runs._locked
+    locked = runs.locked
 
     def late(folder: Path) -> Any:
         (folder / "run.json").write_text("{}")
         return locked(folder)
 
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(runs, "_locked", late)
+    monkeypatch.setattr(runs, "locked", late)
     with pytest.raises(RunError, match="holds a finished run"), run_store(tmp_path / "run", HEADER):
         pass
     assert (tmp_path / "run" / "run.json").read_text() == "{}"

@@ -13,8 +13,21 @@ from types import FrameType
 
 import typer
 
-from fewrec_prompt.cli import assets, bench, candidates, comparison, data, evaluation, prompts, ranking, searching
+from fewrec_prompt.cli import (
+    assets,
+    bench,
+    candidates,
+    comparison,
+    data,
+    evaluation,
+    prompts,
+    ranking,
+    report,
+    runs,
+    searching,
+)
 from fewrec_prompt.errors import FewrecError
+from fewrec_prompt.redaction import without_secrets
 
 app = typer.Typer(
     name="fewrec",
@@ -23,7 +36,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (evaluation, searching, comparison, ranking, prompts, data, candidates, assets, bench):
+COMMANDS = (evaluation, searching, comparison, report, runs, ranking, prompts, data, candidates, assets, bench)
+for command in COMMANDS:
     command.register(app)
 
 
@@ -36,7 +50,7 @@ def main() -> None:
     try:
         app(ranking.spread_lists(sys.argv[1:]))
     except FewrecError as error:
-        typer.echo(f"fewrec: {error}", err=True)
+        typer.echo(f"fewrec: {without_secrets(str(error))}", err=True)
         sys.exit(error.exit_code)
 
 

@@ -91,7 +91,7 @@ def _row(task: Task, prompt: str | None, calibrate: str | None) -> RowSettings:
 
 def _cells(line: Line) -> list[str]:
     """A line as people read it: nats, per cent, points of nDCG, milliseconds, megabytes."""
-    from fewrec_prompt.report import milliseconds, percent
+    from fewrec_prompt.display import milliseconds, percent
 
     assert line.trial is not None, "a line without a problem has a trial"
     ndcg = "–" if line.ndcg is None else percent(line.ndcg)

@@ -49,7 +49,7 @@ def compare(
 def _print(pair: Pair) -> None:
     from fewrec_prompt.cli.console import print_lines
     from fewrec_prompt.comparison import lines
-    from fewrec_prompt.report import milliseconds
+    from fewrec_prompt.display import milliseconds
 
     typer.echo(f"\nA  {pair.a}: {pair.row_a}\nB  {pair.b}: {pair.row_b}\n")
     print_lines([HEADS, *map(lines, pair.differences)], last_left=True)

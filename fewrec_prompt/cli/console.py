@@ -5,20 +5,21 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
 
-from fewrec_prompt.report import figure, metric_names, milliseconds
+from fewrec_prompt.display import figure, main_metric, metric_names, milliseconds, span
+from fewrec_prompt.redaction import without_secrets
 from fewrec_prompt.scoring import Progress
 
 
 def say(line: str) -> None:
     """A line for the person who waits, on standard error."""
-    typer.echo(line, err=True)
+    typer.echo(without_secrets(line), err=True)
 
 
 @contextmanager
@@ -71,19 +72,19 @@ def _lines() -> Progress:
 def print_table(record: Mapping[str, Any]) -> None:
     """The rows of a run: metrics in per cent, the interval of nDCG@10 (else of the first metric), ms per user."""
     names = metric_names(record["rows"])
-    main = "nDCG@10" if "nDCG@10" in names else next(iter(names), None)
+    main = main_metric(names)
     heads = ["row"]
     for name in names:
         heads += [name, "95 %"] if name == main else [name]
     print_lines([[*heads, "ms/user"], *(_cells(row, names, main) for row in record["rows"])])
 
 
-def print_lines(lines: Sequence[Sequence[str]], *, last_left: bool = False) -> None:
-    """A table: the first column, and the last if it holds sentences, at the left, the others at the right."""
+def print_lines(lines: Sequence[Sequence[str]], *, last_left: bool = False, left: Collection[int] = (0,)) -> None:
+    """A table: the columns `left`, and the last if it holds sentences, at the left, the others at the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
-        cells = [f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)]
-        cells[0] = f"{line[0]:<{widths[0]}}"
+        pairs = enumerate(zip(line, widths, strict=True))
+        cells = [f"{cell:<{width}}" if at in left else f"{cell:>{width}}" for at, (cell, width) in pairs]
         if last_left:
             cells[-1] = line[-1]
         typer.echo("  ".join(cells))
@@ -95,5 +96,5 @@ def _cells(row: Mapping[str, Any], names: list[str], main: str | None) -> list[s
         metric = row["metrics"][name]
         cells.append(figure(name, metric["value"]))
         if name == main:
-            cells.append(f"{figure(name, metric['low'])}–{figure(name, metric['high'])}")
+            cells.append(span(name, metric["low"], metric["high"]))
     return [*cells, milliseconds(row["ms_per_user"])]

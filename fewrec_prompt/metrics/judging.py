@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from fewrec_prompt.metrics.naming import Better, Codes, Floats, Statistic, Unit, metric
+from fewrec_prompt.metrics.naming import Better, Bools, Codes, Floats, Statistic, Unit, metric
 from fewrec_prompt.metrics.users import Shelf, UserScores
 
 Judgement: TypeAlias = Callable[[Floats, Floats], Floats]
@@ -124,12 +124,17 @@ def _counts(user: UserScores) -> Floats:
 
 
 def _bins(user: UserScores) -> Floats:
-    """How many candidates fall into each bin, the sum of their probabilities and of their truths; (3 * N_BINS,)."""
+    """The sums of `bins` on end; (3 * N_BINS,)."""
     if user.probabilities is None:
         return np.full(3 * N_BINS, np.nan)
-    place = np.minimum((user.probabilities * N_BINS).astype(np.intp), N_BINS - 1)
-    sums = (None, user.probabilities, user.relevant.astype(np.float64))
-    return np.concatenate([np.bincount(place, weights, N_BINS) for weights in sums])
+    return bins(user.probabilities, user.relevant).ravel()
+
+
+def bins(chance: Floats, relevant: Bools) -> Floats:
+    """How many candidates fall into each of ten bins of equal width, the sums of chance and of truth; (3, N_BINS)."""
+    place = np.minimum((chance * N_BINS).astype(np.intp), N_BINS - 1)
+    sums = (None, chance, relevant.astype(np.float64))
+    return np.stack([np.bincount(place, weights, N_BINS) for weights in sums])
 
 
 def _by_group(rows: Floats, groups: Codes) -> Floats:
