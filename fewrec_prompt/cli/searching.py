@@ -137,7 +137,7 @@ def _print_best(record: Mapping[str, Any], metric: str) -> None:
     n_level = record["n_level"]
     typer.echo(f"\n{n_level} of the other {record['n_tried'] - 1} cannot be told apart from the best on these users")
     if record["expected"] is not None:
-        from fewrec_prompt.report import figure
+        from fewrec_prompt.display import figure
 
         typer.echo(
             f"choosing in this way comes to {figure(metric, record['expected'])} on users left out, not to the "
@@ -147,7 +147,7 @@ def _print_best(record: Mapping[str, Any], metric: str) -> None:
 
 def _line(metric: str, one: Mapping[str, Any], *, best: bool) -> Sequence[str]:
     """A candidate: value, interval, difference to the best, share of resampled users on which it is the best."""
-    from fewrec_prompt.report import figure, percent, points
+    from fewrec_prompt.display import figure, percent, points
 
     own = (one["name"], figure(metric, one["value"]), f"{figure(metric, one['low'])}–{figure(metric, one['high'])}")
     behind = one.get("minus_winner")
@@ -158,13 +158,13 @@ def _line(metric: str, one: Mapping[str, Any], *, best: bool) -> Sequence[str]:
 
 
 def _ends(metric: str, interval: Mapping[str, float]) -> str:
-    from fewrec_prompt.report import points
+    from fewrec_prompt.display import points
 
     return f"{points(metric, interval['low'], signed=True)} to {points(metric, interval['high'], signed=True)}"
 
 
 def _print_differences(record: Mapping[str, Any], metric: str) -> None:
-    from fewrec_prompt.report import points
+    from fewrec_prompt.display import points
 
     winner, default = record["winner"]["name"], record["default"]["name"]
     if winner == default:
