@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from fewrec_prompt import metrics, records, scoring, tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
-from fewrec_prompt.comparison import MAIN, Difference, paired
+from fewrec_prompt.comparison import Difference, paired
+from fewrec_prompt.display import MAIN
 from fewrec_prompt.errors import RunError, TaskError
 from fewrec_prompt.evaluation import (
     Checked,
