@@ -93,11 +93,17 @@ def queries_digest(queries: QuerySet) -> str:
     return whole.hexdigest()
 
 
-def row(scored: Scored, measured: Measured, seed: int) -> dict[str, Any]:
-    """A row as run.json holds it: fractions, not per cent; null where there is nothing to say."""
+def rows(scored: Sequence[Scored], measured: Mapping[str, Measured], seed: int) -> list[dict[str, Any]]:
+    """The rows as run.json holds them: fractions, not per cent; null where there is nothing to say."""
+    columns = {(row.name, name): values for row in scored for name, values in measured[row.name].per_user.items()}
+    intervals = bootstrap_intervals(columns, seed)  # users are drawn once for all rows
+    for row in scored:
+        intervals |= {(row.name, name): one.interval() for name, one in measured[row.name].of_run.items()}
+    return [_row(row, {name: intervals[row.name, name] for name in measured[row.name].names}) for row in scored]
+
+
+def _row(scored: Scored, intervals: Mapping[str, Interval]) -> dict[str, Any]:
     settings = scored.settings
-    intervals = bootstrap_intervals(measured.per_user, seed)
-    intervals |= {name: of_run.interval() for name, of_run in measured.of_run.items()}
     return {
         "name": scored.name,
         "prompt": settings.prompt if settings else None,
@@ -107,7 +113,7 @@ def row(scored: Scored, measured: Measured, seed: int) -> dict[str, Any]:
         "length": settings.length if settings else None,
         "n_users": len(scored.rankings),
         "ms_per_user": scored.ms_per_user,
-        "metrics": {name: interval(intervals[name]) for name in measured.names},
+        "metrics": {name: interval(one) for name, one in intervals.items()},
         "about": scored.about,
         "notes": dict(scored.notes or {}),
     }

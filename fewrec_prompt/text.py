@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 MAX_TITLE = 512  # characters; the longest title in the data sets at hand has 230
 _INVISIBLE = re.compile(
@@ -16,6 +17,7 @@ _SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"\w+")
 
 
+@lru_cache(maxsize=1 << 14)  # a title is shown to many people
 def one_line(text: str) -> str:
     """The text in NFC on one line: white space collapsed, control characters dropped, 512 characters kept.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -174,5 +175,6 @@ class Ranking:
         return "\n".join(f"{row['rank']:>{width}}  {row['score']:>9.3f}  {row['title']}" for row in self._rows())
 
 
+@lru_cache(maxsize=1 << 14)
 def _tie_key(item_id: str) -> bytes:
     return sha256(item_id.encode("utf-8", "surrogatepass")).digest()

@@ -328,17 +328,26 @@ def test_nobody_to_measure_is_an_error() -> None:
         measure(["MRR"], [])
 
 
-def test_what_goes_through_evaluate_is_what_the_functions_say() -> None:
+def test_what_goes_through_evaluate_is_what_is_measured(tmp_path: Path) -> None:
     """No rounding to 32 bits on the way: scores that differ in the 15th digit do not tie."""
+    from fewrec_prompt.metrics.ranking_metrics.ranking_metrics import RankingMetrics
+
     users = [UserScores(f"u{i}", *one) for i, one in enumerate(random_users(50, tied=True))]
     users.append(user([-1.0, -1.0 + 1e-15], [0, 1]))
 
-    values = measure(ISSUE, users)
+    through = RankingMetrics(keep_in_memory=True, cache_dir=str(tmp_path), seed=0).compute(
+        predictions=[one.scores for one in users],
+        references=[one.relevant.astype(np.int64) for one in users],
+        n_relevant=[one.n_relevant for one in users],
+        metrics=ISSUE,
+    )
 
+    values = measure(ISSUE, users)
     for name in ISSUE:
         np.testing.assert_array_equal(
             values[name], [parse_metric(name)(one.scores, one.relevant, one.n_relevant) for one in users]
         )
+        np.testing.assert_array_equal(values[name], through["per_user"][name])
     assert values["nDCG@1"][-1] == 1.0
 
 

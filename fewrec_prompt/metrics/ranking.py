@@ -22,12 +22,14 @@ A scorer that says nothing (all scores equal) therefore gets what a random order
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
+from typing import TypeVar
 
 import numpy as np
 
 from fewrec_prompt.metrics.naming import Bools, Codes, Depth, Floats, metric
 
+T = TypeVar("T")
 Formula = Callable[[Floats, Bools, int, int | None], float]
 
 
@@ -107,6 +109,21 @@ def auc(scores: Floats, relevant: Bools, n_relevant: int, k: int | None) -> floa
     return float(((good > bad).sum() + (good == bad).sum() / 2) / (n_relevant * bad.size))
 
 
+def _once_a_user(formula: Callable[[Floats, Bools], T]) -> Callable[[Floats, Bools], T]:
+    """The metrics of one user ask for the same: what was worked out for the latest users is given again."""
+
+    @lru_cache(maxsize=8)
+    def kept(scores: bytes, relevant: bytes) -> T:
+        return formula(np.frombuffer(scores), np.frombuffer(relevant, dtype=np.bool_))
+
+    @wraps(formula)
+    def value(scores: Floats, relevant: Bools) -> T:
+        return kept(scores.astype(np.float64).tobytes(), relevant.tobytes())
+
+    return value
+
+
+@_once_a_user
 def _tie_groups(scores: Floats, relevant: Bools) -> tuple[Codes, Codes, Floats]:
     """Group number of each place, best first; size and number of relevant candidates of each group."""
     _, group, size = np.unique(-scores, return_inverse=True, return_counts=True)
@@ -114,6 +131,7 @@ def _tie_groups(scores: Floats, relevant: Bools) -> tuple[Codes, Codes, Floats]:
     return np.repeat(np.arange(len(size)), size), size, hits
 
 
+@_once_a_user
 def _chance_at_each_place(scores: Floats, relevant: Bools) -> Floats:
     """Chance that each place, best first, holds something relevant; shape (n_candidates,)."""
     group, size, hits = _tie_groups(scores, relevant)
@@ -121,6 +139,7 @@ def _chance_at_each_place(scores: Floats, relevant: Bools) -> Floats:
     return chance
 
 
+@_once_a_user
 def _chance_of_nothing_yet(scores: Floats, relevant: Bools) -> Floats:
     """Chance that the first 0, 1, … n places hold nothing relevant; shape (n_candidates + 1,)."""
     group, size, hits = _tie_groups(scores, relevant)
@@ -138,5 +157,6 @@ def chance_in_top(scores: Floats, k: int) -> Floats:
     return chance
 
 
+@lru_cache(maxsize=256)
 def _discount(n: int) -> Floats:
     return 1 / np.log2(np.arange(2, n + 2))
