@@ -86,7 +86,7 @@ def one(n_users: int, precision: str) -> None:
     """Evaluate, then print the peak of this process in MB."""
     with TemporaryDirectory(prefix="fewrec-memory-") as folder:
         task = write_task(Path(folder), n_users)
-        evaluate(task, Options(numerics=Numerics(precision)), out=Path(folder) / "run")
+        evaluate(task, Options(numerics=Numerics(precision)), out=Path(folder) / "run", cache=False)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -49,10 +49,21 @@ def names(kind: str) -> dict[str, Path]:
     return found
 
 
+def places(kind: str, name: str) -> tuple[Path, ...]:
+    """Everywhere that a file called `name` is looked for, the later the sooner taken; nothing need be there."""
+    if _is_path(kind, name):
+        return (Path(name),)
+    return tuple(folder / f"{name}{SUFFIX[kind]}" for folder in (shipped_folder(kind), Path(kind)))
+
+
+def _is_path(kind: str, name: str) -> bool:
+    return Path(name).suffix == SUFFIX[kind] or os.sep in name
+
+
 def find(kind: str, name: str) -> Path:
     """Path of the file called `name`. Raises ArtifactError with the nearest name and the places that were tried."""
     as_path = Path(name)
-    if as_path.suffix == SUFFIX[kind] or os.sep in name:
+    if _is_path(kind, name):
         if as_path.is_file():
             return as_path
         raise ArtifactError(

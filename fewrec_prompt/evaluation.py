@@ -5,10 +5,11 @@ How questions are asked and shared stands in scoring.py, what is written down in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -21,12 +22,15 @@ from fewrec_prompt.data import parquet_files
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
 from fewrec_prompt.data.splits import Split
+from fewrec_prompt.display import figure, main_metric, span
 from fewrec_prompt.errors import TaskError
 from fewrec_prompt.files import write_text
 from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.recommender import Chosen, Recommender, choose
 from fewrec_prompt.runs import RunStore, check_folder, dump, finished, own_folder, run_store
-from fewrec_prompt.scoring import Progress, Row, Scored, silent
+from fewrec_prompt.score_cache import score_cache
+from fewrec_prompt.scoring import Job, Progress, Row, Scored, silent
+from fewrec_prompt.significance import bootstrap_interval
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.templates import Template
 from fewrec_prompt.types import Kind, Query, Ranking
@@ -116,22 +120,37 @@ class Checked:
         ]
 
 
+EARLY_SECONDS = 4.0
+Load: TypeAlias = Callable[[Task, Numerics, Say], Backend]
+
+
+def load_backend(task: Task, numerics: Numerics, say: Say = quiet) -> Backend:
+    """The model of a task."""
+    backend: Backend = BACKENDS.load("causal")(task.settings.model, numerics, say=say)
+    return backend
+
+
 def evaluate(
     task: Task | str | Path,
     options: Options | Recommender = Options(),  # frozen
     *,
     out: Path | str | None = None,
     backend: Backend | None = None,
+    load: Load = load_backend,
+    cache: bool = True,
     say: Say = quiet,
     progress: Progress = silent,
+    early: Say | None = None,
 ) -> Run:
     """Run a task and write its folder (`out`, else runs/<task>-<n>).
 
     An unfinished run with the same header in `out` goes on where it stopped. Without `out` so does one in runs/, and a
     finished one is returned as it is, for a run is what its header says. Everything that can be checked is checked
-    before the model is loaded, and nothing is written before it is. `backend` replaces the model by one at hand.
-    A Recommender in place of options is the only prompt row, with its own model and the task's domain; for other
-    changes give `options.applied(task)`. Raises FewrecError.
+    before the model is loaded, and nothing is written before it is. `backend` replaces the model by one at hand, `load`
+    is what loads it otherwise. A Recommender in place of options is the only prompt row, with its own model and the
+    task's domain; for other changes give `options.applied(task)`. With `cache`, what a model from files answers is kept
+    for other runs, and taken from what they kept. `early` is told first numbers while users are still scored. Raises
+    FewrecError.
     """
     given = options if isinstance(options, Recommender) else None
     options = options if isinstance(options, Options) else Options(rows=(_row_of(options),))
@@ -139,8 +158,8 @@ def evaluate(
     if out is not None:
         check_folder(Path(out))
     checked = check(task, options.split, options.candidates, given=given, say=say)
-    backend = given.backend if given else backend or load_backend(task, options.numerics, say)
-    return conduct(checked, options, backend, out=out, say=say, progress=progress)
+    backend = given.backend if given else backend or load(task, options.numerics, say)
+    return conduct(checked, options, backend, out=out, cache=cache, say=say, progress=progress, early=early)
 
 
 def check(
@@ -172,8 +191,10 @@ def conduct(
     backend: Backend,
     *,
     out: Path | str | None = None,
+    cache: bool = True,
     say: Say = quiet,
     progress: Progress = silent,
+    early: Say | None = None,
 ) -> Run:
     """Score, measure and write a checked task; see `evaluate`."""
     task, queries, rows = checked.task, checked.queries, checked.rows(backend)
@@ -185,9 +206,57 @@ def conduct(
         return Run(folder, record)
     scored = baseline_rows(task, queries)  # before the model has worked for hours: one that cannot be had is an error
     with run_store(folder, header) as store:
-        scoring.score(jobs, queries.queries, store, progress)
+        if early is not None:
+            progress = Early(task, rows, queries, store, early, progress)
+        n_damaged = _score(jobs, queries, store, progress, say, cache=cache)
         scored += [scoring.read(row, queries.queries, store) for row in rows]
-        return finish(task, rows, scored, queries, store)
+        return finish(task, rows, scored, queries, store, n_damaged)
+
+
+def _score(
+    jobs: Sequence[Job], queries: QuerySet, store: RunStore, progress: Progress, say: Say, *, cache: bool
+) -> int:
+    """Have everything scored; how many rows of the cache were damaged."""
+    if not cache:
+        scoring.score(jobs, queries.queries, store, progress)
+        return 0
+    with score_cache(say) as kept:
+        scoring.score(jobs, queries.queries, store, progress, kept)
+        return kept.n_damaged
+
+
+class Early:
+    """A Progress that tells how each row does over the users answered so far: soon, and then ever more seldom."""
+
+    def __init__(
+        self, task: Task, rows: Sequence[Row], queries: QuerySet, store: RunStore, say: Say, progress: Progress
+    ) -> None:
+        self._rows, self._queries, self._store = rows, queries, store
+        self._say, self._progress = say, progress
+        self._metric = main_metric(task.metrics) or ""
+        self._seed = task.settings.seed
+        self._told = dict.fromkeys((row.name for row in rows), 0)  # users that the last number of a row was over
+        self._begin, self._wait = time.monotonic(), EARLY_SECONDS
+
+    def __call__(self, what: str, done: float, total: float) -> None:
+        self._progress(what, done, total)
+        if time.monotonic() - self._begin >= self._wait:
+            self._wait *= 2
+            for row in self._rows:
+                self._tell(row)
+
+    def _tell(self, row: Row) -> None:
+        n, before = scoring.n_answered(row, self._queries.queries, self._store), self._told[row.name]
+        if n == before:
+            return
+        self._told[row.name] = n
+        part = replace(self._queries, queries=self._queries.queries[:n])
+        values = measure(scoring.read(row, part.queries, self._store), part, (self._metric,)).get(self._metric)
+        if values is not None:
+            found = bootstrap_interval(values, self._seed)
+            ends = span(self._metric, found.low, found.high)
+            number = f"{self._metric} {figure(self._metric, found.value)} ({ends})"
+            self._say(f"so far  {row.name}: {number}, {n} of {len(self._queries.queries)} users")
 
 
 def _parts(row: RowSettings) -> Chosen:
@@ -216,12 +285,6 @@ def baseline_rows(task: Task, queries: QuerySet) -> list[Scored]:
     """The rows of a task that ask no prompt."""
     names, seed = task.settings.baselines, task.settings.seed
     return list(scoring.baselines(names, queries.queries, queries.to_learn_from(), seed)) if names else []
-
-
-def load_backend(task: Task, numerics: Numerics, say: Say = quiet) -> Backend:
-    """The model of a task."""
-    backend: Backend = BACKENDS.load("causal")(task.settings.model, numerics, say=say)
-    return backend
 
 
 def _resolved(task: Task, parts: Sequence[Chosen]) -> Task:
@@ -260,15 +323,21 @@ def _name(row: RowSettings, template: Template) -> str:
     return " ".join(part for part in (row.prompt, verbalizer, length, calibration) if part)
 
 
-def finish(task: Task, rows: Sequence[Row], scored: Sequence[Scored], queries: QuerySet, store: RunStore) -> Run:
-    """Measure, and write what people read; run.json last. `rows` are those of `scored` that asked a model."""
+def finish(
+    task: Task, rows: Sequence[Row], scored: Sequence[Scored], queries: QuerySet, store: RunStore, n_damaged: int = 0
+) -> Run:
+    """Measure, and write what people read; run.json last.
+
+    `rows` are those of `scored` that asked a model; so many rows of the score cache were damaged.
+    """
     shelf = _shelf(queries)
     examples = records.examples(rows, scored, queries, task.settings.seed)
     measured = {row.name: metrics.measure_all(task.metrics, _judged(row, queries), shelf) for row in scored}
     record = {
         **store.header,
-        "rows": [records.row(row, measured[row.name], task.settings.seed) for row in scored],
+        "rows": records.rows(scored, measured, task.settings.seed),
         "n_users": len(queries.queries),
+        "units": {**store.n_units(), "damaged": n_damaged},
         "problems": dict(queries.problems),
     }
     judged = [query.user_id for query in queries.queries if query.user_id in queries.qrels]

@@ -7,7 +7,7 @@ so that another calibration weight or length rule costs no new question.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -31,6 +31,9 @@ from fewrec_prompt.verbalizers import Length, Verbalizer
 NEUTRAL, UNCALIBRATED = Domain(), Calibration()
 LABEL_MASS = 1e-6  # a model that gives all labels together less than this is answering something else
 
+
+Answer: TypeAlias = Callable[[list[Question]], list[TokenLogprobs]]
+"""Something that answers questions asked together: a backend's `logprobs`, or what stands before it."""
 
 Asked: TypeAlias = tuple[tuple[TokenLogprobs, ...], int]
 """What a model answered to a query's own questions, and how many history items fitted."""
@@ -200,10 +203,10 @@ class Recommender:
         (asked,) = self.ask_all([query])
         return asked
 
-    def ask_all(self, queries: Sequence[Query]) -> list[Asked]:
-        """The same for several users as one unit of computation."""
+    def ask_all(self, queries: Sequence[Query], answer: Answer | None = None) -> list[Asked]:
+        """The same for several users as one unit of computation; `answer` may stand before the backend."""
         fitted, groups = zip(*(self._fit(query) for query in queries), strict=True)
-        logged = self._answered(groups)
+        logged = self._answered(groups, answer)
         for questions, rows in zip(groups, logged, strict=True):
             self._check_label_mass(questions, rows)
         return [(rows, len(query.history)) for query, rows in zip(fitted, logged, strict=True)]
@@ -213,13 +216,13 @@ class Recommender:
         (asked,) = self.ask_twins([query])
         return asked
 
-    def ask_twins(self, queries: Sequence[Query]) -> list[tuple[TokenLogprobs, ...]]:
+    def ask_twins(self, queries: Sequence[Query], answer: Answer | None = None) -> list[tuple[TokenLogprobs, ...]]:
         """The twins of several users as one unit of computation."""
-        return self._answered([self._ask(twin(query)) for query in queries])
+        return self._answered([self._ask(twin(query)) for query in queries], answer)
 
-    def _answered(self, groups: Sequence[list[Question]]) -> list[tuple[TokenLogprobs, ...]]:
+    def _answered(self, groups: Sequence[list[Question]], answer: Answer | None) -> list[tuple[TokenLogprobs, ...]]:
         """The answers to each group of questions, all asked together."""
-        answers = iter(self.backend.logprobs([question for group in groups for question in group]))
+        answers = iter((answer or self.backend.logprobs)([question for group in groups for question in group]))
         return [tuple(islice(answers, len(group))) for group in groups]
 
     def scores(self, answers: Answers) -> Any:

@@ -11,19 +11,17 @@ import json
 import re
 import sqlite3
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal, get_args
 
 from fewrec_prompt.errors import LockedError, RunError, StorageError
 from fewrec_prompt.files import disk_error, write_text
+from fewrec_prompt.logged import checksum, pack, unpack
 from fewrec_prompt.types import TokenLogprobs
 
 COMMIT_SECONDS, COMMIT_UNITS = 1.0, 32  # at most this much is asked again after a crash
@@ -54,7 +52,10 @@ CREATE TABLE IF NOT EXISTS units (
   shapes TEXT NOT NULL, logprobs BLOB NOT NULL, crc INTEGER NOT NULL,
   PRIMARY KEY (questions, user_id)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counts (source TEXT PRIMARY KEY, n_units INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
+Source = Literal["scored", "cached"]
+"""Where the answers of a unit of computation came from: the model, or what it had answered to another run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,23 +153,36 @@ class RunStore:
             if row is None:
                 return None
             *cells, crc = row
-            if _crc(*cells) != crc:
+            if _checksum(*cells) != crc:
                 self._database.execute("DELETE FROM units WHERE questions=? AND user_id=?", (questions, user_id))
                 return None
         n_history, ms, shapes, blob = cells
-        return Unit(_unpack(shapes, blob), n_history, ms)
+        return Unit(unpack(shapes, blob), n_history, ms)
 
     def put(self, questions: str, user_id: str, unit: Unit) -> None:
-        """Save a unit; it is on disk after the next commit, at most a second or 32 units later."""
-        shapes, blob = _pack(unit.logprobs)
+        """Save what one user was answered; `settle` says when all who were asked together are saved."""
+        shapes, blob = pack(unit.logprobs)
         cells = (unit.n_history, unit.ms, shapes, blob)
-        row = (questions, user_id, *cells, _crc(*cells))
+        row = (questions, user_id, *cells, _checksum(*cells))
         with self._disk():
             self._database.execute("INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         self.n_saved += 1
         self._pending += 1
+
+    def settle(self, source: Source) -> None:
+        """Count a unit of computation whose users are all saved. It is on disk a second or 32 users later at most."""
+        with self._disk():
+            self._database.execute(
+                "INSERT INTO counts VALUES (?, 1) ON CONFLICT (source) DO UPDATE SET n_units = n_units + 1", (source,)
+            )
         if self._pending >= COMMIT_UNITS or time.monotonic() - self._saved_at > COMMIT_SECONDS:
             self.commit()
+
+    def n_units(self) -> dict[str, int]:
+        """How many units of computation came from where, since the run began."""
+        with self._disk():
+            found = dict(self._database.execute("SELECT source, n_units FROM counts"))
+        return {source: found.get(source, 0) for source in get_args(Source)}
 
     def commit(self) -> None:
         """Put everything saved so far on disk."""
@@ -324,22 +338,5 @@ def dump(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _crc(n_history: int, ms: float, shapes: str, blob: bytes) -> int:
-    return zlib.crc32(blob, zlib.crc32(f"{n_history} {ms!r} {shapes}".encode()))
-
-
-def _pack(logprobs: tuple[TokenLogprobs, ...]) -> tuple[str, bytes]:
-    shapes = [[len(row) for row in rows] for rows in logprobs]
-    flat = [row for rows in logprobs for row in rows]
-    return json.dumps(shapes), np.concatenate(flat).astype("<f8").tobytes()
-
-
-def _unpack(shapes: str, blob: bytes) -> tuple[TokenLogprobs, ...]:
-    flat, at, questions = np.frombuffer(blob, dtype="<f8"), 0, []
-    for lengths in json.loads(shapes):
-        rows = []
-        for length in lengths:
-            rows.append(flat[at : at + length])
-            at += length
-        questions.append(tuple(rows))
-    return tuple(questions)
+def _checksum(n_history: int, ms: float, shapes: str, blob: bytes) -> int:
+    return checksum(blob, n_history, ms, shapes)

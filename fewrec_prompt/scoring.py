@@ -1,7 +1,8 @@
 """Ask a model everything that the rows of a table need, each question once, and read the answers as rankings.
 
-Rows that ask the same questions share one log of answers, so a calibration weight or a length rule costs nothing more.
-Nothing here has seen an answer key: queries come in, rankings go out. Measuring belongs to evaluation.py.
+Rows that ask the same questions share one log of answers, so a calibration weight or a length rule costs nothing more;
+what the model answered to another run is taken from the score cache. Nothing here has seen an answer key: queries come
+in, rankings go out. Measuring belongs to evaluation.py.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
 
+from fewrec_prompt.backends import Backend, Identity
 from fewrec_prompt.baselines import BASELINES
 from fewrec_prompt.calibration import twin
 from fewrec_prompt.data.training import Training
 from fewrec_prompt.recommender import Answers, Chosen, Ranker, Recommender, Render, label_mass
-from fewrec_prompt.runs import RunStore, Unit
+from fewrec_prompt.runs import RunStore, Source, Unit
+from fewrec_prompt.score_cache import ScoreCache
 from fewrec_prompt.tasks import RowSettings
-from fewrec_prompt.types import Domain, Kind, Query, Ranking
+from fewrec_prompt.types import Domain, Kind, Query, Question, Ranking, TokenLogprobs
 
 Progress = Callable[[str, float, float], None]
 """Called after each unit with what is being scored, the work done and the work in all (in tokens)."""
@@ -76,15 +80,58 @@ class Job:
     twins: bool
     cost: float
 
-    def run(self, queries: Sequence[Query]) -> list[Unit]:
-        """What the model answers to these users, asked together; the time is shared out evenly."""
+    def run(self, queries: Sequence[Query], cache: ScoreCache | None = None) -> tuple[list[Unit], Source]:
+        """What the model answers to these users, asked together, or answered before; the time is shared out evenly.
+
+        The time is that of making the questions and of the model. An answer from the cache brings the model's time
+        with it, so that a row costs the same whoever computed it.
+        """
         start = time.perf_counter()
+        asking = Asking(self.recommender.backend, cache)
         if self.twins:
-            answers = [(logprobs, 0) for logprobs in self.recommender.ask_twins(queries)]
+            answers = [(logprobs, 0) for logprobs in self.recommender.ask_twins(queries, asking)]
         else:
-            answers = self.recommender.ask_all(queries)
-        ms = 1000 * (time.perf_counter() - start) / len(queries)
-        return [Unit(logprobs, n_history, ms) for logprobs, n_history in answers]
+            answers = self.recommender.ask_all(queries, asking)
+        ms = (1000 * (time.perf_counter() - start) - asking.ms_waited + asking.ms) / len(queries)
+        return [Unit(logprobs, n_history, ms) for logprobs, n_history in answers], asking.source
+
+
+class Asking:
+    """Answers a unit once: from the cache if it is kept there, else by the model, and then it is kept."""
+
+    def __init__(self, backend: Backend, cache: ScoreCache | None) -> None:
+        self._backend, self._cache = backend, cache
+        self.source: Source = "scored"
+        self.ms = self.ms_waited = 0.0  # of the model, now or when it was asked; spent on the model and the cache
+
+    def __call__(self, questions: list[Question]) -> list[TokenLogprobs]:
+        name = None if self._cache is None else self._backend.identity(questions)
+        begin = time.perf_counter()
+        if self._cache is None or name is None:
+            answers = self._scored(questions)
+        elif kept := self._cache.get(name.key):
+            self.source, self.ms = "cached", kept.ms
+            answers = _grouped(kept.rows, name, questions)
+        else:
+            answers = self._scored(questions)
+            if self._backend.identity(questions) == name:  # it is not where memory ran out on the way: see engine.py
+                flat = [row for rows in answers for row in rows]
+                self._cache.put(name.key, [flat[at] for at in name.order], self.ms)
+        self.ms_waited = 1000 * (time.perf_counter() - begin)
+        return answers
+
+    def _scored(self, questions: list[Question]) -> list[TokenLogprobs]:
+        begin = time.perf_counter()
+        answers = self._backend.logprobs(questions)
+        self.ms = 1000 * (time.perf_counter() - begin)
+        return answers
+
+
+def _grouped(rows: Sequence[np.ndarray], name: Identity, questions: Sequence[Question]) -> list[TokenLogprobs]:
+    """Kept rows as answers: in the order of the questions, those of one question together."""
+    placed = dict(zip(name.order, rows, strict=True))
+    flat = iter([placed[at] for at in range(len(placed))])
+    return [tuple(islice(flat, len(question.continuations))) for question in questions]
 
 
 def rehearse(parts: Sequence[Chosen], domain: Domain, queries: Sequence[Query]) -> None:
@@ -122,8 +169,14 @@ def _job(row: Row, key: str, queries: Sequence[Query], *, twins: bool, sample: i
     return Job(name, key, row.recommender, twins, cost)
 
 
-def score(jobs: Sequence[Job], queries: Sequence[Query], store: RunStore, progress: Progress = silent) -> None:
-    """Ask everything that is not in the store yet.
+def score(
+    jobs: Sequence[Job],
+    queries: Sequence[Query],
+    store: RunStore,
+    progress: Progress = silent,
+    cache: ScoreCache | None = None,
+) -> None:
+    """Ask everything that is neither in the store yet nor in the cache.
 
     Who is asked together follows from the order of the queries alone, so an interrupted run asks the same again.
     """
@@ -132,19 +185,21 @@ def score(jobs: Sequence[Job], queries: Sequence[Query], store: RunStore, progre
         size = job.recommender.backend.mode.users_per_unit
         for begin in range(0, len(queries), size):
             together = queries[begin : begin + size]
-            _ask(job, together, store)
+            _ask(job, together, store, cache)
             done += job.cost * len(together)
             progress(job.name, done, total)
     store.commit()
 
 
-def _ask(job: Job, queries: Sequence[Query], store: RunStore) -> None:
+def _ask(job: Job, queries: Sequence[Query], store: RunStore, cache: ScoreCache | None) -> None:
     """Ask these users together, unless every one of them has answers already."""
     lacking = [store.get(job.key, query.user_id) is None for query in queries]
     if any(lacking):
-        for query, unit, lacks in zip(queries, job.run(queries), lacking, strict=True):
+        units, source = job.run(queries, cache)
+        for query, unit, lacks in zip(queries, units, lacking, strict=True):
             if lacks:
                 store.put(job.key, query.user_id, unit)
+        store.settle(source)
 
 
 class Log(Protocol):
@@ -157,19 +212,27 @@ def read(row: Row, queries: Sequence[Query], store: Log) -> Scored:
     """Turn the logged answers of a row into rankings."""
     rankings, ms, cut = [], [], 0
     masses: list[float] = []
+    has_labels = row.recommender.verbalizer.kind != "complete"
     for query in queries:
         asked = _saved(store, row.asks, query)
         twins = _saved(store, row.asks_twins, query) if row.asks_twins else None
         answers = Answers(asked.logprobs, twins.logprobs if twins else (), asked.n_history)
         rankings.append(Ranking.from_scores(query, row.recommender.scores(answers).tolist(), asked.n_history))
         ms.append(asked.ms + (twins.ms if twins else 0.0))
-        masses.extend(label_mass(rows) for rows in asked.logprobs)
+        masses.extend(label_mass(rows) for rows in asked.logprobs if has_labels)
         cut += len(query.history) - asked.n_history
     notes = {"history_items_cut": float(cut)}
-    if row.recommender.verbalizer.kind != "complete":
+    if has_labels:
         notes["label_mass"] = float(np.mean(masses))
     kind = row.recommender.verbalizer.kind
     return Scored(row.name, tuple(rankings), row.settings, float(np.mean(ms)), notes, kind)
+
+
+def n_answered(row: Row, queries: Sequence[Query], store: RunStore) -> int:
+    """How many of the queries, from the first on, have all the answers that this row reads."""
+    keys = [key for key in (row.asks, row.asks_twins) if key]
+    lacks = (any(store.get(key, query.user_id) is None for key in keys) for query in queries)
+    return next((at for at, lacking in enumerate(lacks) if lacking), len(queries))
 
 
 def _saved(store: Log, key: str, query: Query) -> Unit:

@@ -96,6 +96,7 @@ class Template:
     ref: TemplateRef
     text: str
     compiled: CompiledTemplate
+    files: tuple[Path, ...]  # it was read from: itself, and what it extends or includes
 
     @property
     def name(self) -> str:
@@ -172,7 +173,7 @@ def read(path: Path) -> Template:
         raise TemplateError(f"{path}: nested too deeply") from error
     lint.check(trees, front.kind, str(path))
     digest = sha256(b"\0".join(loader.texts[name].encode() for name in sorted(loader.texts))).hexdigest()
-    return Template(front, TemplateRef(path.stem, str(path), digest), text, compiled)
+    return Template(front, TemplateRef(path.stem, str(path), digest), text, compiled, tuple(loader.files))
 
 
 def _front_matter(text: str, path: Path) -> FrontMatter:
@@ -193,10 +194,12 @@ class _Loader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.texts: dict[str, str] = {}
+        self.files: list[Path] = []
 
     def __call__(self, name: str) -> tuple[str, str, None] | None:
         path = self.path if name == self.path.name else self._included(name)
         self.texts[name] = artifacts.read_text(path)
+        self.files.append(path)
         return self.texts[name], str(path), None
 
     def _included(self, name: str) -> Path:

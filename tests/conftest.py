@@ -16,6 +16,10 @@ pytest_plugins = ["_strict_skips"]
 # A job in the background of a shell ignores Ctrl-C, and so would the processes that tests start to interrupt them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What models answer here is kept apart from what a person keeps.
+_scores = TemporaryDirectory(prefix="fewrec-scores-")
+os.environ["FEWREC_CACHE"] = _scores.name
+
 # evaluate copies every metric it loads by path into a folder, and stays bound to the first one of the process.
 _modules = TemporaryDirectory(prefix="fewrec-modules-")
 os.environ["HF_MODULES_CACHE"] = _modules.name

@@ -251,6 +251,30 @@ def test_progress_ends_where_it_said_it_would(tmp_path: Path) -> None:
     assert {what for what, _, _ in seen} == {"complete", "complete without history"}
 
 
+def test_a_first_number_is_that_of_the_users_answered_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "EARLY_SECONDS", 0.0)
+    said: list[str] = []
+    run = evaluate(tiny(PLAIN, PMI), out=tmp_path / "run", backend=WordyBackend(), early=said.append)
+
+    assert [line.split(":")[0].removeprefix("so far  ") for line in said] == ["complete"] * 6 + ["complete pmi 0.6"] * 6
+    assert said[1].endswith(", 2 of 6 users")
+    table = pq.read_table(run.folder / "measurements.parquet").to_pandas()
+    values = table[(table["row"] == "complete") & (table["metric"] == "nDCG@10")]["value"]
+    assert f": nDCG@10 {100 * values.iloc[:2].mean():.1f} (" in said[1]
+    assert f": nDCG@10 {100 * values.mean():.1f} (" in said[5]
+
+
+def test_a_run_that_is_over_soon_or_has_no_answers_tells_no_first_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    evaluate(tiny(PLAIN), out=tmp_path / "soon", backend=WordyBackend(), early=said.append)
+    monkeypatch.setattr(evaluation, "EARLY_SECONDS", 0.0)
+    rows = [{key: value for key, value in row.items() if key != "target"} for row in QUERIES]
+    evaluate(task_in(tmp_path, rows=rows), out=tmp_path / "none", backend=WordyBackend(), early=said.append)
+    assert said == []
+
+
 # --- nothing that scores sees an answer --------------------------------------------------------------------------
 
 

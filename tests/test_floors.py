@@ -13,13 +13,23 @@ NAME = PACKAGE.name
 
 FLOORS = (
     ("errors", "types", "registry", "seeds", "text", "files", "charts", "redaction"),  # 0 ground
-    ("artifacts", "assets", "metrics", "display", "significance", "slices", "data"),  # 1 files, numbers
+    (
+        "artifacts",
+        "assets",
+        "logged",
+        "score_cache",
+        "metrics",
+        "display",
+        "significance",
+        "slices",
+        "data",
+    ),  # 1 files, numbers
     ("templates", "verbalizers", "lint", "calibration", "demos"),  # 2 language
     ("backends", "catalogue"),  # 3 models
     ("recommender", "baselines", "tuning"),  # 4 recommenders
     (  # 5 studies
         *("tasks", "scoring", "records", "evaluation", "runs", "parity", "finished", "comparison", "report"),
-        *("collection", "sharing", "published", "space", "searching"),
+        *("collection", "sharing", "published", "space", "searching", "watch"),
     ),
     ("cli", "serve", "scale", "testing", ""),  # 6 doors; "" is the package's own __init__
 )

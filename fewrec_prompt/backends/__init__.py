@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fewrec_prompt.catalogue import Found, Rule
@@ -10,6 +11,17 @@ from fewrec_prompt.registry import Registry
 from fewrec_prompt.types import Question, TokenLogprobs
 
 BACKENDS = Registry("backend", {"causal": "fewrec_prompt.backends.causal:load"}, group="fewrec_prompt.backends")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Names the answers to questions that are asked together: the same key, the same bits.
+
+    Answers are kept row by row in `order`: places of all continuations, counted through the questions.
+    """
+
+    key: str  # sha256
+    order: tuple[int, ...]
 
 
 class Backend(Protocol):
@@ -24,6 +36,10 @@ class Backend(Protocol):
 
         One entry per question in the order asked: a float64 row (n_tokens,) per continuation; with `grad`, torch rows.
         """
+        ...
+
+    def identity(self, questions: Sequence[Question]) -> Identity | None:
+        """What `logprobs` of these questions would be called in a store of answers; None if they must not be kept."""
         ...
 
     def best_continuations(self, question: Question, rule: Rule, k: int, *, budget: int | None = None) -> Found:

@@ -16,12 +16,14 @@ import torch
 from safetensors import SafetensorError
 
 from fewrec_prompt.assets import Say, quiet
+from fewrec_prompt.backends import Identity
 from fewrec_prompt.backends.engine import Engine
+from fewrec_prompt.backends.identity import CODE, computation, identify, is_tuned, libraries, machine
 from fewrec_prompt.backends.memory import keep_few_kernels
 from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, loading_options, numeric_mode
-from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
+from fewrec_prompt.backends.prefix import KeyValues, SoftTokens, digest
 from fewrec_prompt.backends.probe import choose_layout, rounding
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.backends.trie_reader import TrieReader
@@ -37,7 +39,11 @@ UNBOUNDED = 8192  # tokens of context for a model that names no limit, so that a
 
 
 class CausalBackend:
-    """A causal language model that answers questions, perhaps behind a learned prefix. Not for two threads at once."""
+    """A causal language model that answers questions, perhaps behind a learned prefix. Not for two threads at once.
+
+    `adapter` is the sha256 of weights that were learned and sit inside the model. Whoever changes weights says so here,
+    or sets `files` to None: else they would share their kept answers with the model that the files hold.
+    """
 
     def __init__(
         self,
@@ -46,7 +52,9 @@ class CausalBackend:
         mode: NumericMode,
         files: ModelFiles | None = None,
         soft: SoftTokens | KeyValues | None = None,
+        adapter: str | None = None,
     ) -> None:
+        self.adapter = adapter
         self.model = model.eval()
         self.tokens = QuestionTokenizer(tokenizer)
         self.mode = mode
@@ -93,6 +101,28 @@ class CausalBackend:
             rows = [row.double().cpu().numpy() for row in rows]
         ends = list(accumulate(len(group) for group in encoded))
         return [tuple(rows[end - len(group) : end]) for group, end in zip(encoded, ends, strict=True)]
+
+    def identity(self, questions: Sequence[Question]) -> Identity | None:
+        """The name of the answers to these questions, asked together; None where nothing says what the model is.
+
+        That is a model made in memory, one with adapters of unknown content, or one in training.
+        """
+        unknown = is_tuned(self.model) and self.adapter is None
+        if self.files is None or unknown or self.model.training:
+            return None
+        return identify([one for question in questions for one in self.tokens.encode(question)], self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        assert self.files is not None, "a model without files has no identity"
+        return {
+            "model": self.files.sha256,
+            "adapter": self.adapter,
+            "prefix": digest(self.engine.soft),
+            "computation": computation(self.mode, self.engine.token_budget),
+            "machine": machine(self.model),
+            "libraries": libraries(self.mode.precision),
+            "code": CODE,
+        }
 
 
 def load(name: str, numerics: Numerics = AUTO, *, say: Say = quiet) -> CausalBackend:

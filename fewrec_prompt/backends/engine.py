@@ -67,6 +67,11 @@ class Engine:
         return [rows[index] for index in range(len(sequences))]
 
     @property
+    def soft(self) -> SoftTokens | KeyValues | None:
+        """The learned prefix."""
+        return self._body.soft
+
+    @property
     def n_learned(self) -> int:
         """Positions that the learned prefix takes before every sequence."""
         soft = self._body.soft

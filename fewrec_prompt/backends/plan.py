@@ -118,7 +118,7 @@ def plan(sequences: Sequence[TokenSequence], max_tree: int = MAX_TREE, *, keep: 
 def _families(sequences: Sequence[TokenSequence]) -> Iterator[list[int]]:
     """Places of sequences that begin alike, in the order of their tokens."""
     family: list[int] = []
-    for index in sorted(range(len(sequences)), key=lambda place: _place(sequences[place])):
+    for index in sorted(range(len(sequences)), key=lambda at: place(sequences[at])):
         sequence = sequences[index]
         if family and 2 * shared_length(sequences[family[0]].ids, sequence.ids) < sequence.scored_from:
             yield family
@@ -128,7 +128,8 @@ def _families(sequences: Sequence[TokenSequence]) -> Iterator[list[int]]:
         yield family
 
 
-def _place(sequence: TokenSequence) -> tuple[tuple[int, ...], int, int]:
+def place(sequence: TokenSequence) -> tuple[tuple[int, ...], int, int]:
+    """Everything that a sequence is: ids, where scoring begins, how much others share. Plans are made in this order."""
     return sequence.ids, sequence.scored_from, sequence.n_shared
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -59,6 +60,19 @@ class KeyValues:
     def of(cls, cache: Any) -> KeyValues:
         """What a transformers cache holds."""
         return cls(tuple((layer.keys, layer.values) for layer in cache.layers))
+
+
+def digest(soft: SoftTokens | KeyValues | None) -> str | None:
+    """sha256 of a learned prefix as it is now: kind, shapes, types and every number."""
+    if soft is None:
+        return None
+    tensors = [soft.vectors] if isinstance(soft, SoftTokens) else [half for layer in soft.layers for half in layer]
+    whole = sha256(type(soft).__name__.encode())
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous()
+        whole.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
+        whole.update(plain.view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
 
 
 class Kept:

@@ -37,6 +37,9 @@ class ToyBackend:
     def _row(self, continuation: str) -> np.ndarray:
         return np.array([math.log(self.probabilities.get(word, self.default)) for word in continuation.split()])
 
+    def identity(self, questions: Sequence[Question]) -> None:
+        """None: what is worked out at once is not kept."""
+
     def n_tokens(self, question: Question) -> int:
         """Words of the prompt and of the longest continuation."""
         longest = max(len(continuation.split()) for continuation in question.continuations)
