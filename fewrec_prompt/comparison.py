@@ -374,7 +374,22 @@ def _changed(sides: Sides) -> Iterator[tuple[str, Any, Any]]:
 
 def lines(difference: Difference) -> tuple[str, ...]:
     """A line of the printed table: metric, a, b, difference, interval, p, p after Holm, verdict."""
-    name, interval = difference.metric, difference.difference
-    ends = f"{points(name, interval.low, signed=True)} to {points(name, interval.high, signed=True)}"
-    values = figure(name, difference.a), figure(name, difference.b), points(name, interval.value, signed=True)
-    return (name, *values, ends, *(f"{p:.2g}" for p in (difference.p_value, difference.p_holm)), difference.verdict)
+    name = difference.metric
+    values = (
+        figure(name, difference.a),
+        figure(name, difference.b),
+        points(name, difference.difference.value, signed=True),
+    )
+    return (
+        name,
+        *values,
+        interval(difference),
+        *(f"{p:.2g}" for p in (difference.p_value, difference.p_holm)),
+        difference.verdict,
+    )
+
+
+def interval(difference: Difference) -> str:
+    """The ends of a difference's interval, as people read them."""
+    ends = difference.difference.low, difference.difference.high
+    return " to ".join(points(difference.metric, end, signed=True) for end in ends)

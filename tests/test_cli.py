@@ -39,14 +39,14 @@ class Done:
     err: str
 
 
-def start(*words: str, **environment: str) -> subprocess.Popen[str]:
+def start(*words: str, stderr: int = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
     # one thread: so small a model gains nothing from two
     offline = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "fewrec_prompt.cli", *words],
         env=os.environ | offline | environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         encoding="utf-8",
     )
@@ -154,7 +154,7 @@ def many(folder: Path, n_users: int) -> None:
 
 def test_ctrl_c_names_the_command_that_goes_on_and_two_processes_take_turns(here: Path, model: Path) -> None:
     many(here, 300)
-    words = ["eval", "mine.toml", "--prompt", "complete", "--model", str(model), "--metric", "MRR"]
+    words = ["eval", "mine.toml", "--prompt", "complete", "--model", str(model), "--metric", "MRR", "--no-cache"]
     process = start(*words)
     assert process.stderr is not None
     for line in process.stderr:
@@ -179,6 +179,22 @@ def test_ctrl_c_names_the_command_that_goes_on_and_two_processes_take_turns(here
     assert resumed.code == 0, resumed.err
     assert fewrec(*words, "--out", "whole").code == 0
     assert rankings_in(here / "runs" / "mine-1") == rankings_in(here / "whole")
+
+
+def test_answers_are_kept_for_the_next_command_until_they_are_cleared(
+    here: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEWREC_CACHE", str(here / "kept"))
+    words = ["eval", "mine.toml", "--prompt", "complete", "--model", str(model), "--metric", "MRR", "--out"]
+    assert "units   3 scored, 0 known from earlier runs" in fewrec(*words, "a").out
+    assert "units   0 scored, 3 known from earlier runs" in fewrec(*words, "b", "--calibrate", "none").out
+    shown = fewrec("cache", "show")
+    assert shown.out.startswith("3 units of computation, ")
+    assert shown.out.endswith(f"{here / 'kept' / 'scores-1.sqlite'}\n")
+    assert fewrec("cache", "clear").out.startswith("3 units of computation dropped, ")
+    assert "units   3 scored, 0 known from earlier runs" in fewrec(*words, "c", "--no-cache").out
+    assert fewrec("cache", "show").out.startswith("0 units of computation, ")
+    assert rankings_in(here / "a") == rankings_in(here / "b") == rankings_in(here / "c")
 
 
 # --- refused: code 2, where and what, nothing left behind --------------------------------------------------------

@@ -16,6 +16,7 @@ import typer
 from fewrec_prompt.cli import (
     assets,
     bench,
+    cache,
     candidates,
     comparison,
     data,
@@ -36,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (evaluation, searching, comparison, report, runs, ranking, prompts, data, candidates, assets, bench)
+COMMANDS = (evaluation, searching, comparison, report, runs, ranking, prompts, data, candidates, assets, cache, bench)
 for command in COMMANDS:
     command.register(app)
 

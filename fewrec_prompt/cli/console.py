@@ -12,7 +12,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from fewrec_prompt.display import figure, main_metric, metric_names, milliseconds, span
+from fewrec_prompt.comparison import Comparison, Pair, interval
+from fewrec_prompt.display import figure, main_metric, metric_names, milliseconds, points, span
 from fewrec_prompt.redaction import without_secrets
 from fewrec_prompt.scoring import Progress
 
@@ -77,6 +78,27 @@ def print_table(record: Mapping[str, Any]) -> None:
     for name in names:
         heads += [name, "95 %"] if name == main else [name]
     print_lines([[*heads, "ms/user"], *(_cells(row, names, main) for row in record["rows"])])
+
+
+def print_differences(found: Comparison) -> None:
+    """What each pair of rows differs by, a column a metric; the interval and the verdict of the table's metric."""
+    names = list(dict.fromkeys(one.metric for pair in found.pairs for one in pair.differences))
+    main = main_metric(names)
+    heads = ["row"]
+    for name in names:
+        heads += [name, "95 %"] if name == main else [name]
+    print_lines([[*heads, f"by {main}"], *(_differences(pair, names, main) for pair in found.pairs)], last_left=True)
+
+
+def _differences(pair: Pair, names: list[str], main: str | None) -> list[str]:
+    known = {one.metric: one for one in pair.differences}
+    cells = [pair.row_b if pair.row_a == pair.row_b else f"{pair.row_a} → {pair.row_b}"]
+    for name in names:
+        one = known.get(name)
+        cells.append("–" if one is None else points(name, one.difference.value, signed=True))
+        if name == main:
+            cells.append("–" if one is None else interval(one))
+    return [*cells, known[main].verdict if main in known else "–"]
 
 
 def print_lines(lines: Sequence[Sequence[str]], *, last_left: bool = False, left: Collection[int] = (0,)) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +15,9 @@ from fewrec_prompt.cli.model_options import Device, Int8Threshold, Model, Precis
 from fewrec_prompt.errors import FewrecError, did_you_mean
 
 if TYPE_CHECKING:
+    from fewrec_prompt.evaluation import Options, Run
     from fewrec_prompt.tasks import RowSettings, Task
+    from fewrec_prompt.watch import Watch
 
 
 def register(app: typer.Typer) -> None:
@@ -47,14 +51,20 @@ def evaluate(
     unit: Unit = "auto",
     token_budget: TokenBudget = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run there is resumed.")] = None,
+    cache: Annotated[
+        bool,
+        typer.Option("--cache/--no-cache", help="Take what the model answered to other runs, and keep it."),
+    ] = True,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Run again whenever a template, verbalizer or the task is saved.")
+    ] = False,
 ) -> None:
     """Rank the candidates of every user of a task, and print how good each row is."""
-    from fewrec_prompt import Numerics, evaluation, published, tasks
-    from fewrec_prompt.cli.console import print_table, progress_bar, resumable, say
+    from fewrec_prompt import Numerics, tasks
+    from fewrec_prompt.cli.console import progress_bar, resumable, say
+    from fewrec_prompt.evaluation import Options, evaluate
 
-    found = tasks.load_task(task)
-    options = evaluation.Options(
-        rows=row_settings(found, prompt or [], verbalizer or [], calibrate or [], alpha or [], length),
+    rest = Options(
         baselines=tuple(baseline) if baseline else None,
         metrics=tuple(metric) if metric else None,
         model=model,
@@ -64,12 +74,87 @@ def evaluate(
         candidates=candidates,
         numerics=Numerics(precision, device, int8_threshold, unit, token_budget),
     )
+
+    def options(found: Task) -> Options:
+        rows = row_settings(found, prompt or [], verbalizer or [], calibrate or [], alpha or [], length)
+        return replace(rest, rows=rows)
+
+    if watch:
+        _watch(task, options, out, cache=cache)
+        return
+    found = tasks.load_task(task)
     with resumable(), progress_bar() as progress:
-        run = evaluation.evaluate(found, options, out=out, say=say, progress=progress)
+        run = evaluate(found, options(found), out=out, cache=cache, say=say, progress=progress)
+    _print(run)
+
+
+def _print(run: Run) -> None:
+    from fewrec_prompt import published
+    from fewrec_prompt.cli.console import print_table
+
     print_table(run.record)
     for line in published.lines(published.beside(run.record)):
         typer.echo(line)
-    typer.echo(f"\nrun     {run.folder / 'run.json'}\nreport  {run.folder / 'report.html'}")
+    if units := run.record.get("units"):  # a run of an older version has none
+        typer.echo(f"\nunits   {units['scored']} scored, {units['cached']} known from earlier runs")
+    typer.echo(f"run     {run.folder / 'run.json'}\nreport  {run.folder / 'report.html'}")
+
+
+def _watch(task: str, options: Callable[[Task], Options], out: Path | None, *, cache: bool) -> None:
+    """Run after every save, until Ctrl-C."""
+    from fewrec_prompt.cli.console import say
+    from fewrec_prompt.watch import Watch
+
+    if out is not None:
+        raise FewrecError("--watch makes a folder for every run, in runs/; leave --out out")
+    watching = Watch(task, options, cache=cache, say=say)
+    last = _run_again(watching, None)
+    while True:
+        saved = _next_save(watching)
+        say(f"saved: {', '.join(map(str, saved))}")
+        try:
+            last = _run_again(watching, last)
+        except FewrecError as error:
+            say(f"fewrec: {error}")
+
+
+def _next_save(watching: Watch) -> Sequence[Path]:
+    from fewrec_prompt.cli.console import say
+
+    try:
+        say("\nwaiting for a template, verbalizer or the task to be saved; Ctrl-C ends this")
+        return watching.wait()
+    except KeyboardInterrupt:
+        say("fewrec: stopped watching; every run is in its folder")
+        raise
+
+
+def _run_again(watching: Watch, last: Run | None) -> Run:
+    """The next run, printed, and beside it what it changed against the last one."""
+    from fewrec_prompt.cli.console import progress_bar, resumable, say
+
+    with resumable(), progress_bar() as progress:
+        run = watching.run(progress)
+    if last is not None and run.folder == last.folder:
+        say("nothing that decides the result has changed")
+        return run
+    _print(run)
+    if last is not None:
+        _print_changes(last, run)
+    return run
+
+
+def _print_changes(last: Run, run: Run) -> None:
+    from fewrec_prompt.cli.console import print_differences
+    from fewrec_prompt.comparison import compare
+
+    try:
+        found = compare(last.folder, run.folder)
+    except FewrecError as error:
+        typer.echo(f"\nno difference to the last run: {error}")
+        return
+    typer.echo(f"\ndifference to {last.folder}, in points")
+    print_differences(found)
 
 
 def row_settings(
