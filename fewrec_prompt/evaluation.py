@@ -208,12 +208,12 @@ def conduct(
     with run_store(folder, header) as store:
         if early is not None:
             progress = Early(task, rows, queries, store, early, progress)
-        n_damaged = _score(jobs, queries, store, progress, say, cache=cache)
+        n_damaged = score_all(jobs, queries, store, progress, say, cache=cache)
         scored += [scoring.read(row, queries.queries, store) for row in rows]
         return finish(task, rows, scored, queries, store, n_damaged)
 
 
-def _score(
+def score_all(
     jobs: Sequence[Job], queries: QuerySet, store: RunStore, progress: Progress, say: Say, *, cache: bool
 ) -> int:
     """Have everything scored; how many rows of the cache were damaged."""

@@ -32,6 +32,7 @@ from fewrec_prompt.evaluation import (
     from_here,
     load_backend,
     measure,
+    score_all,
 )
 from fewrec_prompt.files import write_text
 from fewrec_prompt.finished import FinishedRun
@@ -89,6 +90,7 @@ def search(
     selection_users: int | None = None,
     out: Path | str | None = None,
     backend: Backend | None = None,
+    cache: bool = True,
     say: Say = quiet,
     progress: Progress = silent,
 ) -> Search:
@@ -96,8 +98,8 @@ def search(
 
     Every set of questions is asked once of the selection users, the first `selection_users` or all of them; trials are
     arithmetic on the answers. The candidate of the highest mean is then scored on the test users, beside the rows of
-    the task. A search that stopped goes on when it is called again, one that is finished is returned as it is. Raises
-    TaskError where a task has no users to choose on, and any error of `evaluate`.
+    the task. `cache` is that of `evaluate`. A search that stopped goes on when it is called again, one that is finished
+    is returned as it is. Raises TaskError where a task has no users to choose on, and any error of `evaluate`.
     """
     metric = None if metric is None else from_here(metric)
     task = _applied(task, options, metric)
@@ -108,7 +110,7 @@ def search(
     candidates = grid(space, task.settings.rows)
     parts = _checked(task, candidates, selection_users, say)
     backend = backend or load_backend(task, options.numerics, say)
-    plan = _Plan(*parts, options, backend, candidates, metric, trials)
+    plan = _Plan(*parts, options, backend, candidates, metric, trials, cache)
     header = plan.header(space)
     folder = own_folder(f"search-{task.name}", header, inside=SELECTION) if out is None else Path(out)
     if out is None and (folder / FILE).is_file() and finished(folder / SELECTION):
@@ -129,6 +131,7 @@ class _Plan:
     grid: Grid
     metric: str
     n_trials: int
+    cache: bool
 
     def header(self, space: Space) -> dict[str, Any]:
         """What decides the result."""
@@ -213,7 +216,7 @@ def _searched(plan: _Plan, folder: Path, store: RunStore, say: Say, progress: Pr
     rows = {row.settings: row for row in plan.selection.rows(plan.backend)}
     beside = baseline_rows(plan.selection.task, plan.selection.queries)
     jobs = scoring.plan(list(rows.values()), plan.selection.queries.queries)
-    scoring.score(jobs, plan.selection.queries.queries, store, progress)
+    n_damaged = score_all(jobs, plan.selection.queries, store, progress, say, cache=plan.cache)
     table = _Table(plan, rows, store)
     trials = run_trials(plan.grid, plan.n_trials, plan.seed, table.mean, more=plan.more)
     ranked = table.ranked(trials)
@@ -223,7 +226,7 @@ def _searched(plan: _Plan, folder: Path, store: RunStore, say: Say, progress: Pr
     write_text(folder / FILE, dump(record))
     shown = [rows[one] for one in dict.fromkeys([table.default, *ranked[:N_BEST]])]
     scored = beside + [scoring.read(row, plan.selection.queries.queries, table.log) for row in shown]
-    finish(plan.selection.task, shown, scored, plan.selection.queries, store)
+    finish(plan.selection.task, shown, scored, plan.selection.queries, store, n_damaged)
     return Search(folder, record)
 
 
@@ -292,7 +295,8 @@ def _measured_on_test(plan: _Plan, winner: RowSettings, folder: Path, say: Say, 
         task = replace(plan.test.task, settings=own.model_copy(update={"rows": rows}))
         checked = check(task, queries=plan.test.queries)
         say("the choice is made; now the test users")
-        conduct(checked, plan.options, plan.backend, out=folder / TEST, say=say, progress=progress)
+        out = folder / TEST
+        conduct(checked, plan.options, plan.backend, out=out, cache=plan.cache, say=say, progress=progress)
     return FinishedRun(folder / TEST)
 
 

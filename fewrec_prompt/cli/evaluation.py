@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fewrec_prompt.cli.model_options import Device, Int8Threshold, Model, Precision, TokenBudget, Unit
+from fewrec_prompt.cli.model_options import Cache, Device, Int8Threshold, Model, Precision, TokenBudget, Unit
 from fewrec_prompt.errors import FewrecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -51,10 +51,7 @@ def evaluate(
     unit: Unit = "auto",
     token_budget: TokenBudget = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run there is resumed.")] = None,
-    cache: Annotated[
-        bool,
-        typer.Option("--cache/--no-cache", help="Take what the model answered to other runs, and keep it."),
-    ] = True,
+    cache: Cache = True,
     watch: Annotated[
         bool, typer.Option("--watch", help="Run again whenever a template, verbalizer or the task is saved.")
     ] = False,

@@ -1,4 +1,4 @@
-"""The flags that choose a model and its numbers, declared once for all commands that have them.
+"""Flags that several commands share: the model, its numbers, and whether answers are kept. Declared once.
 
 A command names those it takes as parameters with these types; what they mean together is Numerics.
 """
@@ -17,3 +17,6 @@ Int8Threshold = Annotated[
 ]
 Unit = Annotated[str, typer.Option(help="auto, canonical (one user at a time) or throughput (several at once).")]
 TokenBudget = Annotated[int | None, typer.Option(help="Tokens of a forward pass at most; canonical units stay whole.")]
+Cache = Annotated[
+    bool, typer.Option("--cache/--no-cache", help="Take what the model answered to other runs, and keep it.")
+]

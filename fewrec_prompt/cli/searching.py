@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewrec_prompt.cli.model_options import Device, Int8Threshold, Model, Precision, TokenBudget, Unit
+from fewrec_prompt.cli.model_options import Cache, Device, Int8Threshold, Model, Precision, TokenBudget, Unit
 from fewrec_prompt.errors import FewrecError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def search(
     unit: Unit = "auto",
     token_budget: TokenBudget = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the search; an unfinished one there is resumed.")] = None,
+    cache: Cache = True,
 ) -> None:
     """Try templates, verbalizers and calibrations on the selection users, and score the best one on the test users.
 
@@ -96,6 +97,7 @@ def search(
             trials=trials,
             selection_users=selection_users,
             out=out,
+            cache=cache,
             say=say,
             progress=progress,
         )
