@@ -18,7 +18,7 @@ from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.precision import Numerics, numeric_mode
 
 PRECISIONS = ("fp32", "bf16")
-MEMORY_RUNS = 1  # minutes each; peaks of the same work differ by less than a hundredth
+MEMORY_RUNS = 1  # minutes each, and a peak is no time that drifts
 
 
 @dataclass(frozen=True, slots=True)
