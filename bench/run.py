@@ -28,7 +28,8 @@ the loaded models: prefix caches and the cache of encoded questions are emptied,
 token ids). Ours is asked user by user; lm-evaluation-harness and vLLM get the requests of all users at once, and
 lm-evaluation-harness the batch size that was fastest. In fp32 a peer whose sums differ from ours by more than 1e-3 nat
 is an error; "difference" is the largest one, in nats. The ratio is the peer's time over ours; against the arithmetic
-limit the limit's time over ours (1 cannot be passed); for memory our peak over that with fewer users, one run of each. vLLM (echo) gives
+limit the limit's time over ours (1 cannot be passed); for memory our peak over that with fewer users,
+one run of each. vLLM (echo) gives
 log-probabilities of prompts as its server's echo does and computes every token; vLLM (cached) is made to read its
 prefix cache all the same (vllm_worker.py)."""
 
