@@ -29,7 +29,7 @@ class Listed:
     @property
     def header(self) -> dict[str, Any]:
         """The part that decides the result."""
-        return {key: value for key, value in self.record.items() if key not in ("rows", "n_users", "units", "problems")}
+        return runs.header_of(self.record)
 
     @property
     def best(self) -> tuple[str, str, float] | None:

@@ -65,7 +65,7 @@ class FinishedRun:
     @property
     def header(self) -> dict[str, Any]:
         """The part of the record that decides the result."""
-        return {key: value for key, value in self.record.items() if key not in ("rows", "n_users", "units", "problems")}
+        return runs.header_of(self.record)
 
     @cached_property
     def rows(self) -> dict[str, Mapping[str, Any]]:

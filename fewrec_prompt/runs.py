@@ -308,6 +308,11 @@ def is_locked(folder: Path) -> bool:
         return True
 
 
+def header_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of run.json that was there before the results."""
+    return {key: value for key, value in record.items() if key not in ("rows", "n_users", "units", "problems")}
+
+
 def same_result(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two headers decide the same result."""
     return dict(leaves(a)) == dict(leaves(b))

@@ -19,7 +19,7 @@ from fewrec_prompt import metrics, records, scoring, tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.comparison import Difference, paired
-from fewrec_prompt.display import MAIN
+from fewrec_prompt.display import MAIN, main_metric
 from fewrec_prompt.errors import RunError, TaskError
 from fewrec_prompt.evaluation import (
     Checked,
@@ -168,7 +168,7 @@ def _applied(task: Task | str | Path, options: Options, metric: str | None) -> T
 def _metric(task: Task, asked: str | None) -> str:
     """The metric to choose by. Raises TaskError for one that has no better, or no value per user."""
     names = task.settings.metrics
-    name = asked or (MAIN if MAIN in names else names[0])
+    name = asked or main_metric(names) or MAIN
     metrics.check_metrics([name])
     if metrics.better_of(name) == "neither":
         raise TaskError(f"{name} says what comes up, not how good it is; choose by another metric, such as {MAIN}")

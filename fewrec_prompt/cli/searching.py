@@ -149,9 +149,9 @@ def _print_best(record: Mapping[str, Any], metric: str) -> None:
 
 def _line(metric: str, one: Mapping[str, Any], *, best: bool) -> Sequence[str]:
     """A candidate: value, interval, difference to the best, share of resampled users on which it is the best."""
-    from fewrec_prompt.display import figure, percent, points
+    from fewrec_prompt.display import figure, percent, points, span
 
-    own = (one["name"], figure(metric, one["value"]), f"{figure(metric, one['low'])}–{figure(metric, one['high'])}")
+    own = (one["name"], figure(metric, one["value"]), span(metric, one["low"], one["high"]))
     behind = one.get("minus_winner")
     if behind is None or behind["value"] is None:
         return (*own, "", "", "")
