@@ -123,7 +123,7 @@ def tune(
             f"{recommender.verbalizer.kind!r}"
         )
     for example in examples:
-        check_answers(settings.loss, len(example.query.candidates), len(example.relevant), example.query.user_id)
+        check_answers(settings.loss_name, len(example.query.candidates), len(example.relevant), example.query.user_id)
     state = _Training(
         recommender, recommender.backend, tuple(examples), tuple(held_out), settings, training, metric, say
     )
@@ -227,7 +227,7 @@ class _Training:
         if self.plan[epoch] == "histories":
             return _next_title(asker, example.query, rng_for(self.settings.seed, "cut", epoch, example.query.user_id))
         scores = asker.scores(asker.answers(example.query)).float()
-        return LOSSES[self.settings.loss](scores * self.log_scale.exp(), example.relevant)
+        return LOSSES[self.settings.loss_name](scores * self.log_scale.exp(), example.relevant)
 
     def _add_up(self) -> None:
         """Gradients of all processes, summed."""
@@ -244,7 +244,7 @@ class _Training:
 
     def _zero_shot_loss(self) -> float:
         scores = [np.asarray(self.start.scores(self.start.answers(example.query))) for example in self.examples]
-        return best_scaled(self.settings.loss, scores, [example.relevant for example in self.examples])
+        return best_scaled(self.settings.loss_name, scores, [example.relevant for example in self.examples])
 
     def _rank(self, query: Query) -> Ranking:
         with torch.no_grad():
