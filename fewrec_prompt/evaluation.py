@@ -91,7 +91,7 @@ class Options:
         return replace(task, settings=settings)
 
     def _rows(self) -> tuple[RowSettings, ...] | None:
-        """The rows that were asked for, then those of the adapters; alone, these bring the row they were learnt from."""
+        """The rows that were asked for, then those of adapters; alone, these bring the row they were learnt from."""
         if not self.adapters:
             return self.rows
         learnt = [row_of(folder) for folder in self.adapters]

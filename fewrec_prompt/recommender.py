@@ -24,11 +24,16 @@ from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.catalogue import Rule
 from fewrec_prompt.errors import BudgetError, DataError, TemplateError, VerbalizerError
+from fewrec_prompt.registry import Registry
 from fewrec_prompt.templates import Template
 from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Domain, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import Length, Verbalizer
 
+LEARNING = Registry(
+    "way to learn",
+    {"adapted": "fewrec_prompt.tuning.placing:adapted", "adapt": "fewrec_prompt.tuning.loop:adapt"},
+)
 NEUTRAL, UNCALIBRATED = Domain(), Calibration()
 LABEL_MASS = 1e-6  # a model that gives all labels together less than this is answering something else
 
@@ -161,22 +166,17 @@ class Recommender:
 
         Raises AdapterError for damaged files, or weights that were learnt with something else (unless by `force`).
         """
-        from fewrec_prompt.tuning.placing import adapted
-
-        return adapted(self, adapter, force=force).recommender
+        made: Recommender = LEARNING.load("adapted")(self, adapter, force=force).recommender
+        return made
 
     def adapt(self, examples: Sequence[tuple[Query, Sequence[int]]], **settings: Any) -> Recommender:
-        """Learn from questions with answers, places among their candidates; see tuning.settings.Settings.
+        """Learn from questions with answers, places among their candidates; settings: tuning.settings.Settings.
 
         This recommender stays as it is (but for the method "full"). What is learnt lives in memory; `fewrec tune` and
         few_shot.tune_task write it down.
         """
-        from fewrec_prompt.tuning.examples import Example
-        from fewrec_prompt.tuning.loop import tune
-        from fewrec_prompt.tuning.settings import Settings
-
-        learnt = [Example(query, tuple(relevant)) for query, relevant in examples]
-        return tune(self, learnt, Settings(**settings)).recommender
+        made: Recommender = LEARNING.load("adapt")(self, examples, **settings).recommender
+        return made
 
     def rank(
         self, query: Query | None = None, *, history: Sequence[str] = (), candidates: Sequence[str] = ()

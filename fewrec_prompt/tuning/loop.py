@@ -130,6 +130,11 @@ def tune(
     return state.run(folder, watch)
 
 
+def adapt(recommender: Recommender, examples: Sequence[tuple[Query, Sequence[int]]], **settings: Any) -> Tuned:
+    """`tune` from plain pairs: a question, and the places of its answers among the candidates."""
+    return tune(recommender, [Example(query, tuple(relevant)) for query, relevant in examples], Settings(**settings))
+
+
 @dataclass
 class _Training:
     """The state of one training. `position` counts finished steps over all passes."""
