@@ -97,15 +97,18 @@ def test_members_that_are_no_rows_are_asked_and_do_not_show(tmp_path: Path) -> N
 
 def test_a_run_that_stopped_goes_on_to_the_same_rankings(tmp_path: Path) -> None:
     class Stops(WordyBackend):
+        most = 1000
+
         def logprobs(self, questions, *, grad=False):
-            if len(self.asked) > 7:
+            if len(self.asked) > self.most:
                 raise KeyboardInterrupt
             return super().logprobs(questions, grad=grad)
 
-    whole = run_of(tmp_path / "whole")
+    first, rest = Stops(), Stops()
+    first.most = 7
+    whole = run_of(tmp_path / "whole", backend=Stops())
     with pytest.raises(KeyboardInterrupt):
-        run_of(tmp_path / "cut", backend=Stops())
-    rest = WordyBackend()
+        run_of(tmp_path / "cut", backend=first)
     run = run_of(tmp_path / "cut", backend=rest)
 
     assert rankings_in(run.folder) == rankings_in(whole.folder)
@@ -140,8 +143,8 @@ def test_an_ensemble_is_compared_reported_and_shared_like_any_prompt_row(tmp_pat
     other = run_of(tmp_path / "other", ensembles=(EnsembleSettings(members=(PLAIN, JUDGE)),))
 
     name = "complete + films-complete"
-    found = comparison.compare(run.folder, other.folder, row_a=name, row_b="complete + judge")
-    assert "members" in [key for key, _, _ in found.changed]
+    found = comparison.compare(run.folder, other.folder, rows=[f"{name}=complete + judge"])
+    assert "members" in [key for key, _, _ in found.pairs[0].changed]
     assert "films-complete" in FinishedRun(run.folder).prompt_rows[-1]
     report.write(tmp_path / "report.html", [FinishedRun(run.folder)])
     assert name in (tmp_path / "report.html").read_text(encoding="utf-8")
