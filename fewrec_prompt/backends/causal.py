@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -25,6 +26,7 @@ from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, loading_options, numeric_mode
 from fewrec_prompt.backends.prefix import KeyValues, SoftTokens, digest
 from fewrec_prompt.backends.probe import choose_layout, rounding
+from fewrec_prompt.backends.switching import AdapterSwitch
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.backends.trie_reader import TrieReader
 from fewrec_prompt.catalogue import Found, Rule, best_titles, build_trie
@@ -41,9 +43,12 @@ UNBOUNDED = 8192  # tokens of context for a model that names no limit, so that a
 class CausalBackend:
     """A causal language model that answers questions, perhaps behind a learned prefix. Not for two threads at once.
 
-    `adapter` is the sha256 of weights that were learned and sit inside the model. Whoever changes weights says so here,
-    or sets `files` to None: else they would share their kept answers with the model that the files hold.
+    `adapter` is the sha256 of weights that were learned and sit inside the model, `adapter_name` which of the switch's
+    adapters that is. Whoever changes weights says so here, or sets `files` to None: else they would share their kept
+    answers with the model that the files hold.
     """
+
+    adapter_name: str | None = None
 
     def __init__(
         self,
@@ -61,6 +66,17 @@ class CausalBackend:
         self.files = files
         self.engine = Engine(model, mode.layout, unit=mode.unit, token_budget=mode.token_budget, soft=soft)
         self.context_window = _context_window(model.config.get_text_config(), tokenizer)
+        self.switch = AdapterSwitch(model)
+
+    def view(
+        self, *, soft: SoftTokens | KeyValues | None = None, adapter_name: str | None = None, adapter: str | None = None
+    ) -> CausalBackend:
+        """The same model behind another learned prefix, or with another of its adapters on; no weights are copied."""
+        made = copy(self)
+        made.adapter_name, made.adapter = adapter_name, adapter
+        mode = self.mode
+        made.engine = Engine(self.model, mode.layout, unit=mode.unit, token_budget=mode.token_budget, soft=soft)
+        return made
 
     def n_tokens(self, question: Question) -> int:
         """Tokens of the longest sequence this question makes: learned prefix, prompt and continuation."""
@@ -79,6 +95,7 @@ class CausalBackend:
         """
         if self.mode.layout != "packed":
             raise ModelError("this model takes no tree mask; searching a catalogue needs one that does")
+        self.switch.use(self.adapter_name)
         sequences = self.engine.prefixed(self.tokens.encode(question))
         start = sequences[0].scored_from
         trie = build_trie(tuple(sequence.ids[start:] for sequence in sequences))
@@ -91,6 +108,7 @@ class CausalBackend:
         One entry per question in the order asked: a float64 row (n_tokens,) per continuation; with `grad`, torch rows
         that gradients flow through. Raises NumericError if one is not finite.
         """
+        self.switch.use(self.adapter_name)
         encoded = [self.tokens.encode(question) for question in questions]
         sequences = [sequence for group in encoded for sequence in group]
         with torch.set_grad_enabled(grad):
@@ -107,7 +125,8 @@ class CausalBackend:
 
         That is a model made in memory, one with adapters of unknown content, or one in training.
         """
-        unknown = is_tuned(self.model) and self.adapter is None
+        unknown = is_tuned(self.model) and self.adapter is None and self.switch.peft is None
+        unknown |= self.adapter_name is not None and self.adapter is None
         if self.files is None or unknown or self.model.training:
             return None
         return identify([one for question in questions for one in self.tokens.encode(question)], self._facts())

@@ -52,7 +52,7 @@ class Engine:
         self.layout, self.unit = layout, unit
         self.token_budget = token_budget or BUDGET.get(model.device.type, BUDGET["cpu"])
         self._body = Body(model, soft)
-        self._kept = Kept(self._keys_and_values)
+        self._kept = Kept(self.keys_and_values)
 
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
         """Log-probability (fp32, nats) of each scored token of each sequence; gradients flow where they are on.
@@ -70,6 +70,11 @@ class Engine:
     def soft(self) -> SoftTokens | KeyValues | None:
         """The learned prefix."""
         return self._body.soft
+
+    @soft.setter
+    def soft(self, soft: SoftTokens | KeyValues | None) -> None:
+        self._body.soft = soft
+        self.forget()
 
     @property
     def n_learned(self) -> int:
@@ -165,7 +170,8 @@ class Engine:
         mask = torch.full(visible.shape, torch.finfo(model.dtype).min, dtype=model.dtype, device=visible.device)
         return mask.masked_fill_(visible, 0.0)[:, None]
 
-    def _keys_and_values(self, ids: tuple[int, ...]) -> KeyValues:
+    def keys_and_values(self, ids: tuple[int, ...]) -> KeyValues:
+        """What the model makes of these tokens: keys and values as every layer keeps them."""
         cache = self._body.new_cache()
         self._body.hidden(np.array([ids]), cache=cache)
         return KeyValues.of(cache)
