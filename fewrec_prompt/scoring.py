@@ -23,7 +23,7 @@ from fewrec_prompt.data.training import Training
 from fewrec_prompt.recommender import Answers, Chosen, Ranker, Recommender, Render, label_mass
 from fewrec_prompt.runs import RunStore, Source, Unit
 from fewrec_prompt.score_cache import ScoreCache
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.tasks import EnsembleSettings, RowSettings
 from fewrec_prompt.types import Domain, Kind, Query, Question, Ranking, TokenLogprobs
 
 Progress = Callable[[str, float, float], None]
@@ -65,7 +65,7 @@ class Scored:
 
     name: str
     rankings: tuple[Ranking, ...]
-    settings: RowSettings | None = None  # None: a baseline
+    settings: RowSettings | EnsembleSettings | None = None  # None: a baseline
     ms_per_user: float | None = None  # of all its questions, twins too, whoever else shares them
     notes: Mapping[str, float] | None = None
     kind: Kind | None = None  # of its verbalizer

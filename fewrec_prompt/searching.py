@@ -162,7 +162,8 @@ def _applied(task: Task | str | Path, options: Options, metric: str | None) -> T
     settings = found.settings
     names = tuple(dict.fromkeys((*settings.metrics, *((metric,) if metric else ()))))
     baselines = tuple(dict.fromkeys((*BASELINES, *settings.baselines)))
-    return replace(found, settings=settings.model_copy(update={"metrics": names, "baselines": baselines}))
+    changes = {"metrics": names, "baselines": baselines, "ensembles": ()}  # a search chooses among single rows
+    return replace(found, settings=settings.model_copy(update=changes))
 
 
 def _metric(task: Task, asked: str | None) -> str:

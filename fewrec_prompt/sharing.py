@@ -122,7 +122,9 @@ class Veil:
         """With a salt that nobody keeps."""
         settings = record["settings"]
         said = [record["model"]["name"], record["task"], *settings["metrics"], *record["data"]]
-        said += [name for row in settings["rows"] for name in (row["prompt"], row["verbalizer"]) if name]
+        members = [row for one in settings.get("ensembles", ()) for row in one["members"]]
+        rows = (*settings["rows"], *members)
+        said += [name for row in rows for name in (row["prompt"], row["verbalizer"]) if name]
         deep = [name for name in said if "/" in name or "\\" in name]
         return cls(token_bytes(16), {name: PurePath(name.replace("\\", "/")).name for name in deep})
 
@@ -223,4 +225,6 @@ def _unsaid(template: Mapping[str, str]) -> dict[str, str]:
 
 def _row(row: Mapping[str, Any], veil: Veil) -> dict[str, Any]:
     metrics = {veil.name(name): numbers for name, numbers in row["metrics"].items()}
-    return veil.named({key: value for key, value in row.items() if key != "metrics"}) | {"metrics": metrics}
+    members = [veil.named(member) for member in row.get("members", ())]
+    named = veil.named({key: value for key, value in row.items() if key not in ("metrics", "members")})
+    return named | {"metrics": metrics, "members": members}

@@ -173,6 +173,16 @@ class RowSettings(Settings):
         return self
 
 
+class EnsembleSettings(Settings):
+    """One more row of the table, which ranks by what several rows score; they need not be rows of the table."""
+
+    members: Annotated[tuple[RowSettings, ...], Field(min_length=2, strict=False)]
+
+    @property
+    def prompt(self) -> str:
+        return " + ".join(dict.fromkeys(row.prompt for row in self.members))
+
+
 class TaskSettings(Settings):
     """A whole task file. `[data]` alone is complete."""
 
@@ -186,6 +196,7 @@ class TaskSettings(Settings):
         RowSettings(prompt="complete"),
         RowSettings(prompt="complete", calibrate="pmi"),
     )
+    ensembles: Annotated[tuple[EnsembleSettings, ...], Field(strict=False)] = ()
 
 
 @dataclass(frozen=True, slots=True)

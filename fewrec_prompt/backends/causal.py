@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
@@ -31,7 +32,7 @@ from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.backends.trie_reader import TrieReader
 from fewrec_prompt.catalogue import Found, Rule, best_titles, build_trie
 from fewrec_prompt.errors import ModelError, NumericError
-from fewrec_prompt.types import Question, TokenLogprobs
+from fewrec_prompt.types import Prompt, Question, TokenLogprobs
 
 SLOWER = {
     "expanded": "candidates are scored in a batch behind their prompt's cache, not in one tree",
@@ -119,6 +120,13 @@ class CausalBackend:
             rows = [row.double().cpu().numpy() for row in rows]
         ends = list(accumulate(len(group) for group in encoded))
         return [tuple(rows[end - len(group) : end]) for group, end in zip(encoded, ends, strict=True)]
+
+    def hidden(self, prompts: Sequence[Prompt], *, grad: bool = False) -> Any:
+        """Last hidden state of each prompt's last token: (n_prompts, width) in fp32; torch with `grad`."""
+        self.switch.use(self.adapter_name)
+        with torch.set_grad_enabled(grad):
+            states = torch.stack(self.engine.hidden([self.tokens.prompt_ids(prompt) for prompt in prompts])).float()
+        return states if grad else np.asarray(states.cpu().numpy())
 
     def identity(self, questions: Sequence[Question]) -> Identity | None:
         """The name of the answers to these questions, asked together; None where nothing says what the model is.

@@ -16,7 +16,7 @@ from fewrec_prompt.errors import FewrecError, did_you_mean
 
 if TYPE_CHECKING:
     from fewrec_prompt.evaluation import Options, Run
-    from fewrec_prompt.tasks import RowSettings, Task
+    from fewrec_prompt.tasks import EnsembleSettings, RowSettings, Task
     from fewrec_prompt.watch import Watch
 
 
@@ -32,6 +32,9 @@ def evaluate(
     calibrate: Annotated[list[str] | None, typer.Option(help="none or pmi; repeat for more rows.")] = None,
     alpha: Annotated[list[float] | None, typer.Option(help="Weight of pmi; repeat for more rows.")] = None,
     length: Annotated[Literal["sum", "mean"] | None, typer.Option(help="How whole titles are scored.")] = None,
+    ensemble: Annotated[
+        list[str] | None, typer.Option(metavar="A,B", help="Templates that rank together; repeat for more rows.")
+    ] = None,
     users: Annotated[int | None, typer.Option(min=1, help="How many test users; of a file, the first ones.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws users, candidates and their order.")] = None,
     split: Annotated[
@@ -82,7 +85,8 @@ def evaluate(
 
     def options(found: Task) -> Options:
         rows = row_settings(found, prompt or [], verbalizer or [], calibrate or [], alpha or [], length)
-        return replace(rest, rows=rows)
+        together = ensemble_settings(ensemble or [], calibrate or [], alpha or [], length)
+        return replace(rest, rows=rows, ensembles=together)
 
     if watch:
         _watch(task, options, out, cache=cache)
@@ -185,6 +189,22 @@ def row_settings(
         RowSettings(prompt=prompt, verbalizer=verbalizer, calibrate=name, alpha=alpha, length=length)  # type: ignore[arg-type]  # checked
         for (prompt, verbalizer), (name, alpha) in product(pairs, readings)
     )
+
+
+def ensemble_settings(
+    ensembles: list[str], calibrations: list[str], alphas: list[float], length: Literal["sum", "mean"] | None
+) -> tuple[EnsembleSettings, ...] | None:
+    """The ensembles that the flags describe: every one under every calibration. None: the task's own."""
+    from fewrec_prompt.tasks import EnsembleSettings, RowSettings
+
+    found = []
+    for named, (name, alpha) in product(ensembles, _readings(calibrations, alphas) if ensembles else []):
+        prompts = [prompt.strip() for prompt in named.split(",")]
+        if len(prompts) < 2 or not all(prompts):
+            raise FewrecError(f"--ensemble {named}: name two templates or more, with a comma between")
+        members = [RowSettings(prompt=prompt, calibrate=name, alpha=alpha, length=length) for prompt in prompts]  # type: ignore[arg-type]  # checked
+        found.append(EnsembleSettings(members=tuple(members)))
+    return tuple(found) or None
 
 
 def _paired(prompts: list[str], verbalizers: list[str]) -> list[tuple[str, str | None]]:
