@@ -44,7 +44,7 @@ WORDS: dict[Better, dict[str, str]] = {
     "less": {"better": "worse", "worse": "better"},
     "neither": {"better": "higher", "worse": "lower"},
 }
-ROW_KEYS = ("prompt", "verbalizer", "calibration", "alpha", "length")
+ROW_KEYS = ("prompt", "verbalizer", "calibration", "alpha", "length", "orders")
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +365,7 @@ def _template(run: FinishedRun, row: str) -> tuple[str, list[str]]:
 def _changed(sides: Sides) -> Iterator[tuple[str, Any, Any]]:
     """What else decides a result and is not the same: how the rows read, then data, model, numerics, versions."""
     own, other = sides.a.rows[sides.row_a], sides.b.rows[sides.row_b]
-    yield from ((key, own[key], other[key]) for key in ROW_KEYS if own[key] != other[key])
+    yield from ((key, own.get(key), other.get(key)) for key in ROW_KEYS if own.get(key) != other.get(key))
     before, now = (dict(runs.leaves(run.header)) for run in (sides.a, sides.b))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not any(fnmatchcase(key, pattern) for pattern in COMPARED):

@@ -21,6 +21,7 @@ from fewrec_prompt.cli import (
     comparison,
     data,
     evaluation,
+    probe,
     prompts,
     ranking,
     report,
@@ -37,7 +38,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (evaluation, searching, comparison, report, runs, ranking, prompts, data, candidates, assets, cache, bench)
+COMMANDS = (
+    *(evaluation, searching, comparison, probe, report, runs, ranking),
+    *(prompts, data, candidates, assets, cache, bench),
+)
 for command in COMMANDS:
     command.register(app)
 
