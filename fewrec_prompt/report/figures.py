@@ -81,7 +81,12 @@ def curves(entries: Sequence[Entry]) -> list[Figure]:
 def _reading(one: Entry) -> str:
     """What rows have in common that differ in alpha alone."""
     run = one.label.removeprefix(one.name)
-    parts = (one.row["prompt"], one.row["verbalizer"], one.row["length"])
+    orders = one.row.get("orders")
+    parts = (
+        *(one.row["prompt"], one.row["verbalizer"], one.row["length"]),
+        None if orders in (None, 1) else f"{orders} orders",
+        None if one.row["calibration"] in ("none", "pmi") else one.row["calibration"],
+    )
     return " ".join(str(part) for part in parts if part) + run
 
 

@@ -34,9 +34,9 @@ def features_of(row: str, recommender: Recommender, answers: Answers) -> dict[st
             f"{row} tokens": np.array([float(len(title)) for title in titles]),
         }
     else:
-        found = {f"{row} score": np.asarray(recommender.verbalizer.read(answers.asked))}
+        found = {f"{row} score": np.asarray(recommender.raw_scores(answers))}
     if recommender.calibration.needs_twin:
-        found[f"{row} twin"] = np.asarray(recommender.verbalizer.read(answers.twins))
+        found[f"{row} twin"] = np.asarray(recommender.prior_scores(answers))
     return found
 
 
