@@ -78,19 +78,29 @@ class Options:
     split: Split = "test"
     candidates: Path | None = None  # a candidate file of an earlier run; all its users unless `users` is given
     numerics: Numerics = AUTO
+    adapters: tuple[Path, ...] = ()  # folders of learnt weights: a row for each, beside the one that it was learnt from
+    force: bool = False  # use an adapter though something that it was learnt with is another now
 
     def applied(self, task: Task) -> Task:
         """The task with these changes. Raises TaskError for a number of users below one."""
         if self.users is not None and self.users < 1:
             raise TaskError(f"{self.users} users were asked; ask for one at least")
         names = None if self.metrics is None else tuple(map(from_here, self.metrics))
-        changes = {"rows": self.rows, "metrics": names, "model": self.model, "seed": self.seed}
+        changes: dict[str, Any] = {"rows": self._rows(), "metrics": names, "model": self.model, "seed": self.seed}
         changes["baselines"] = self.baselines
         changes["ensembles"] = () if self.rows is not None and self.ensembles is None else self.ensembles
         settings = task.settings.model_copy(update={key: value for key, value in changes.items() if value is not None})
         if self.users is not None or self.candidates is not None:
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"users": self.users})})
         return replace(task, settings=settings)
+
+    def _rows(self) -> tuple[RowSettings, ...] | None:
+        """The rows that were asked for, then those of adapters; alone, these bring the row they were learnt from."""
+        if not self.adapters:
+            return self.rows
+        learnt = [row_of(folder) for folder in self.adapters]
+        untuned = self.rows or tuple(dict.fromkeys(row.model_copy(update={"adapter": None}) for row in learnt))
+        return (*untuned, *learnt)
 
     def record(self) -> dict[str, Any]:
         """What run.json says of this call beside the task's settings: all of it decides, or says where to look."""
@@ -114,21 +124,41 @@ class Checked:
     members: tuple[tuple[Chosen, ...], ...]  # of each ensemble
     queries: QuerySet
 
-    def rows(self, backend: Backend) -> list[Row]:
-        """The rows, over a model."""
-        return self._rows(self.task.settings.rows, self.parts, backend)
+    def rows(self, backend: Backend, *, force: bool = False) -> list[Row]:
+        """The rows, over a model, those with learnt weights too."""
+        return self._rows(self.task.settings.rows, self.parts, backend, force=force)
 
-    def ensembles(self, backend: Backend) -> list[Ensemble]:
+    def ensembles(self, backend: Backend, *, force: bool = False) -> list[Ensemble]:
         """The ensembles, over the same model."""
         groups = zip(self.task.settings.ensembles, self.members, strict=True)
-        return [Ensemble(one, tuple(self._rows(one.members, parts, backend))) for one, parts in groups]
+        return [Ensemble(one, tuple(self._rows(one.members, parts, backend, force=force))) for one, parts in groups]
 
-    def _rows(self, rows: Sequence[RowSettings], parts: Sequence[Chosen], backend: Backend) -> list[Row]:
-        domain = self.task.domain
-        return [
-            Row(_name(row, template), row, Recommender(template, reader, backend, domain, calibration))
-            for row, (template, reader, calibration) in zip(rows, parts, strict=True)
-        ]
+    def _rows(
+        self, rows: Sequence[RowSettings], parts: Sequence[Chosen], backend: Backend, *, force: bool
+    ) -> list[Row]:
+        made = []
+        for settings, (template, reader, calibration) in zip(rows, parts, strict=True):
+            name = _name(settings, template)
+            recommender = Recommender(template, reader, backend, self.task.domain, calibration)
+            if settings.adapter is None:
+                made.append(Row(name, settings, recommender))
+            else:
+                made.append(_adapted(name, settings, recommender, force=force))
+        return made
+
+
+def _adapted(name: str, settings: RowSettings, recommender: Recommender, *, force: bool) -> Row:
+    from fewrec_prompt.tuning.placing import adapted
+
+    found = adapted(recommender, str(settings.adapter), force=force)
+    return Row(name, settings, found.recommender, found.to_dict())
+
+
+def row_of(folder: Path) -> RowSettings:
+    """The row that an adapter was learnt with, with the adapter."""
+    from fewrec_prompt.tuning.adapters import read
+
+    return RowSettings(**dict(read(folder).about["row"]) | {"adapter": str(folder)})
 
 
 EARLY_SECONDS = 4.0
@@ -209,7 +239,9 @@ def conduct(
     early: Say | None = None,
 ) -> Run:
     """Score, measure and write a checked task; see `evaluate`."""
-    task, queries, rows, ensembles = checked.task, checked.queries, checked.rows(backend), checked.ensembles(backend)
+    task, queries = checked.task, checked.queries
+    rows = checked.rows(backend, force=options.force)
+    ensembles = checked.ensembles(backend, force=options.force)
     asking = [*rows, *chain.from_iterable(one.members for one in ensembles)]
     jobs = scoring.plan(asking, queries.queries)
     header = records.header(task, asking, queries, backend) | options.record()
@@ -354,7 +386,8 @@ def _name(row: RowSettings, template: Template) -> str:
     verbalizer = row.verbalizer if row.verbalizer != template.front.verbalizer else None
     length = row.length if row.length != "sum" else None
     calibration = f"pmi {row.alpha:g}" if row.calibrate == "pmi" else None
-    return " ".join(part for part in (row.prompt, verbalizer, length, calibration) if part)
+    adapter = f"+ {Path(row.adapter).name}" if row.adapter else None
+    return " ".join(part for part in (row.prompt, verbalizer, length, calibration, adapter) if part)
 
 
 def finish(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -23,11 +24,16 @@ from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.catalogue import Rule
 from fewrec_prompt.errors import BudgetError, DataError, TemplateError, VerbalizerError
+from fewrec_prompt.registry import Registry
 from fewrec_prompt.templates import Template
 from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Domain, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import Length, Verbalizer
 
+LEARNING = Registry(
+    "way to learn",
+    {"adapted": "fewrec_prompt.tuning.placing:adapted", "adapt": "fewrec_prompt.tuning.loop:adapt"},
+)
 NEUTRAL, UNCALIBRATED = Domain(), Calibration()
 LABEL_MASS = 1e-6  # a model that gives all labels together less than this is answering something else
 
@@ -139,17 +145,38 @@ class Recommender:
         unit: str = "auto",
         token_budget: int | None = None,
         domain: Domain = NEUTRAL,
+        adapter: Path | str | None = None,
+        force: bool = False,
         say: Say = quiet,
     ) -> Recommender:
         """A recommender from names: an embedded model, folder or hub id; a template; its own verbalizer by default.
 
-        `alpha` defaults to the verbalizer's own. What `precision` to `token_budget` mean stands in Numerics. `say` is
-        called with one line at a time about slow steps and choices.
+        `alpha` defaults to the verbalizer's own. What `precision` to `token_budget` mean stands in Numerics. `adapter`
+        is a folder of learnt weights; it is refused where it was learnt with something else, unless by `force`. `say`
+        is called with one line at a time about slow steps and choices.
         """
         template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length)
         numerics = Numerics(precision, device, int8_threshold, unit, token_budget)
         backend = BACKENDS.load("causal")(model, numerics, say=say)
-        return cls(template, reader, backend, domain, calibration)
+        found = cls(template, reader, backend, domain, calibration)
+        return found if adapter is None else found.adapted(adapter, force=force)
+
+    def adapted(self, adapter: Path | str, *, force: bool = False) -> Recommender:
+        """The same with the learnt weights of a folder, on the same model: both answer, whichever is asked.
+
+        Raises AdapterError for damaged files, or weights that were learnt with something else (unless by `force`).
+        """
+        made: Recommender = LEARNING.load("adapted")(self, adapter, force=force).recommender
+        return made
+
+    def adapt(self, examples: Sequence[tuple[Query, Sequence[int]]], **settings: Any) -> Recommender:
+        """Learn from questions with answers, places among their candidates; settings: tuning.settings.Settings.
+
+        This recommender stays as it is (but for the method "full"). What is learnt lives in memory; `fewrec tune` and
+        few_shot.tune_task write it down.
+        """
+        made: Recommender = LEARNING.load("adapt")(self, examples, **settings).recommender
+        return made
 
     def rank(
         self, query: Query | None = None, *, history: Sequence[str] = (), candidates: Sequence[str] = ()

@@ -30,6 +30,7 @@ LIBRARIES = (
     "transformers",
     "tokenizers",
     "bitsandbytes",
+    "peft",
     "jinja2",
     "numpy",
     "evaluate",
@@ -53,6 +54,7 @@ def header(task: Task, rows: Sequence[Row], queries: QuerySet, backend: Backend)
         "verbalizers": {
             str(row.settings.verbalizer): row.recommender.verbalizer.model_dump(mode="json") for row in rows
         },
+        "adapters": {row.name: dict(row.adapter) for row in rows if row.adapter},
         "versions": versions(),
     }
 

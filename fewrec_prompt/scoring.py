@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class Row:
     name: str
     settings: RowSettings
     recommender: Recommender
+    adapter: Mapping[str, Any] | None = None  # what a record says of its learnt weights
 
     @property
     def asks(self) -> str:
@@ -48,7 +49,8 @@ class Row:
         template, verbalizer = self.recommender.template, self.recommender.verbalizer
         words = verbalizer.model_dump_json(exclude={"description", "alpha", "length"})  # these only read
         domain = self.recommender.domain
-        key = "\0".join((template.ref.sha256, words, domain.singular, domain.plural, domain.verb))
+        weights = self.adapter["sha256"] if self.adapter else ""
+        key = "\0".join((template.ref.sha256, words, domain.singular, domain.plural, domain.verb, weights))
         return sha256(key.encode()).hexdigest()[:16]
 
     @property

@@ -164,6 +164,7 @@ class RowSettings(Settings):
     calibrate: CalibrationName = "none"
     alpha: FiniteFloat | None = None  # None: the verbalizer's own
     length: Length | None = None
+    adapter: str | None = None  # folder of learnt weights; a path starts from the working directory
 
     @model_validator(mode="after")
     def _weighs_something(self) -> Self:
@@ -240,6 +241,11 @@ def load_task(name: str | Path) -> Task:
         return Task(path.stem, path, artifacts.read_toml(path, TaskSettings))
     except ArtifactError as error:
         raise TaskError(str(error)) from error
+
+
+def with_model(task: Task, model: str) -> Task:
+    """The task over another model."""
+    return replace(task, settings=task.settings.model_copy(update={"model": model}))
 
 
 def load_catalogue(task: Task, say: Say = quiet) -> Mapping[str, Item]:

@@ -123,7 +123,7 @@ def test_the_record_names_the_members_with_all_that_decides_their_scores(tmp_pat
 
     record = record_in(run.folder)
     row = record["rows"][-1]
-    filled = {"verbalizer": "title", "calibrate": "none", "alpha": None, "length": "sum"}
+    filled = {"verbalizer": "title", "calibrate": "none", "alpha": None, "length": "sum", "adapter": None}
     expected = [{"prompt": "complete"} | filled, {"prompt": "films-complete"} | filled]
     assert row["members"] == expected
     assert record["settings"]["ensembles"] == [{"members": expected}]

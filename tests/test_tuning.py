@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
 from _tiny import FAMILIES, FILMS, TITLES, model, tokenizer
 
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.precision import NumericMode
-from fewrec_prompt.errors import DataError, FewrecError, NumericError, RunError
 from fewrec_prompt.recommender import Recommender, choose
-from fewrec_prompt.tuning import loop
-from fewrec_prompt.tuning.examples import Example, drawn, parted
-from fewrec_prompt.tuning.loop import Graded, tune
+from fewrec_prompt.tuning.examples import Example
+from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Interaction, Item, Query
 

@@ -205,7 +205,6 @@ class Engine:
         predicted = self._body.logits(ids)[0, sequence.scored_from - 1 : -1].log_softmax(-1)
         return predicted.gather(-1, self._body.tensor(ids)[0, sequence.scored_from :, None])[:, 0]
 
-
     def _end(self, ids: tuple[int, ...]) -> torch.Tensor:
         learned = self._body.learned
         return self._body.hidden(np.array([ids]), cache=learned.cache(1) if learned else None)[0, -1]

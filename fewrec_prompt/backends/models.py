@@ -79,6 +79,12 @@ def _from_hub(name: str, say: Say) -> Path:
         raise ModelError(f"model {name!r} could not be fetched from the hub: {str(error).splitlines()[0]}") from error
 
 
+def check_hub(what: str) -> None:
+    """Raises ModelError, beginning with `what`, unless the hub answers."""
+    if problem := _hub_problem():
+        raise ModelError(f"{what}: {problem}")
+
+
 def _hub_problem() -> str | None:
     """Why the hub cannot be asked, or None if it answers within seconds."""
     from huggingface_hub import constants
@@ -141,3 +147,25 @@ def _digest(folder: Path) -> str:
             with path.open("rb") as file:
                 whole.update(path.name.encode() + b"\0" + file_digest(file, "sha256").digest())
     return whole.hexdigest()
+
+
+def digests(files: ModelFiles) -> dict[str, str]:
+    """sha256 of each part of a model: weights, configuration, tokenizer, chat template ("" where there is none)."""
+    folder = files.folder
+    whole = sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        whole.update(path.name.encode() + b"\0" + _sha256(path).encode())
+    template = folder / "chat_template.jinja"
+    in_config = str(_read_json(folder / "tokenizer_config.json").get("chat_template") or "")
+    text = template.read_text(encoding="utf-8") if template.is_file() else in_config
+    return {
+        "weights": whole.hexdigest(),
+        "config": _sha256(folder / "config.json"),
+        "tokenizer": _sha256(folder / "tokenizer.json"),
+        "chat_template": sha256(text.encode()).hexdigest() if text else "",
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

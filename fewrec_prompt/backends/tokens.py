@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError as ChatTemplateError
@@ -39,6 +40,10 @@ class QuestionTokenizer:
         self._start = _leading_ids(tokenizer)
         self.encode = lru_cache(maxsize=REMEMBERED)(self._encode)
         self._after = lru_cache(maxsize=REMEMBERED_CATALOGUES)(self._encode_after)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self._tokenizer.save_pretrained(folder)
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of plain text; never a control token, whatever the text says."""

@@ -53,6 +53,12 @@ def evaluate(
     int8_threshold: Int8Threshold = None,
     unit: Unit = "auto",
     token_budget: TokenBudget = None,
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="Folder of learnt weights (fewrec tune); repeat for more rows.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Use an adapter though something that it was learnt with is another now.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run there is resumed.")] = None,
     cache: Cache = True,
     watch: Annotated[
@@ -73,6 +79,8 @@ def evaluate(
         split=split,
         candidates=candidates,
         numerics=Numerics(precision, device, int8_threshold, unit, token_budget),
+        adapters=tuple(adapter or ()),
+        force=force,
     )
 
     def options(found: Task) -> Options:

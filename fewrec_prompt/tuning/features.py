@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fewrec_prompt.recommender import Answers, Recommender
-from fewrec_prompt.tuning.mix import Features, Floats
+from fewrec_prompt.tuning.mix import Floats
 from fewrec_prompt.types import Query
 
 POPULARITY = "popularity"

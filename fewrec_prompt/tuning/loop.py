@@ -27,7 +27,7 @@ from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning import checkpoint
 from fewrec_prompt.tuning.examples import Example
-from fewrec_prompt.tuning.losses import LOSSES, best_scaled, check_answers
+from fewrec_prompt.tuning.losses import LOSSES, best_scale, check_answers
 from fewrec_prompt.tuning.methods import Learner, Tensors, begin
 from fewrec_prompt.tuning.negatives import Negatives
 from fewrec_prompt.tuning.settings import Settings
@@ -123,11 +123,16 @@ def tune(
             f"{recommender.verbalizer.kind!r}"
         )
     for example in examples:
-        check_answers(settings.loss, len(example.query.candidates), len(example.relevant), example.query.user_id)
+        check_answers(settings.loss_name, len(example.query.candidates), len(example.relevant), example.query.user_id)
     state = _Training(
         recommender, recommender.backend, tuple(examples), tuple(held_out), settings, training, metric, say
     )
     return state.run(folder, watch)
+
+
+def adapt(recommender: Recommender, examples: Sequence[tuple[Query, Sequence[int]]], **settings: Any) -> Tuned:
+    """`tune` from plain pairs: a question, and the places of its answers among the candidates."""
+    return tune(recommender, [Example(query, tuple(relevant)) for query, relevant in examples], Settings(**settings))
 
 
 @dataclass
@@ -154,10 +159,10 @@ class _Training:
         n_steps = self.n_batches * (len(self.plan) - 1)
         self.n_steps = n_steps
         self.negatives = Negatives(settings.negatives, self.training, settings.seed)
-        self.zero_shot_loss = self._zero_shot_loss()
+        log_scale, self.zero_shot_loss = self._untrained()
         self.learner = begin(self.backend, settings, instruction=_instruction(self.start), n_steps=n_steps)
         self.tuned = replace(self.start, backend=self.learner.backend)
-        self.log_scale = torch.nn.Parameter(torch.zeros((), device=self.backend.model.device))
+        self.log_scale = torch.nn.Parameter(torch.tensor(log_scale, device=self.backend.model.device))
         weights = list(self.learner.parameters().values())
         self.optimizer = torch.optim.AdamW(
             [
@@ -227,7 +232,7 @@ class _Training:
         if self.plan[epoch] == "histories":
             return _next_title(asker, example.query, rng_for(self.settings.seed, "cut", epoch, example.query.user_id))
         scores = asker.scores(asker.answers(example.query)).float()
-        return LOSSES[self.settings.loss](scores * self.log_scale.exp(), example.relevant)
+        return LOSSES[self.settings.loss_name](scores * self.log_scale.exp(), example.relevant)
 
     def _add_up(self) -> None:
         """Gradients of all processes, summed."""
@@ -242,9 +247,10 @@ class _Training:
             return value
         return float(self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device), "sum"))
 
-    def _zero_shot_loss(self) -> float:
+    def _untrained(self) -> tuple[float, float]:
+        """The scale at which the scores before training suit the answers best, and their loss at it."""
         scores = [np.asarray(self.start.scores(self.start.answers(example.query))) for example in self.examples]
-        return best_scaled(self.settings.loss, scores, [example.relevant for example in self.examples])
+        return best_scale(self.settings.loss_name, scores, [example.relevant for example in self.examples])
 
     def _rank(self, query: Query) -> Ranking:
         with torch.no_grad():

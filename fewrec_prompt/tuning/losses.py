@@ -6,7 +6,8 @@
 | pairwise | the answer against each other candidate | Rendle et al. 2009, arXiv 1205.2618 (BPR) |
 | binary | each candidate by itself: yes or no | logistic regression on log-odds |
 
-The scale of scores is learnt beside the weights: a temperature changes a loss but no ranking.
+The scale of scores is learnt beside the weights, from where it suits the untrained scores best: a temperature changes a
+loss but no ranking, and the wrong one drowns what is to be learnt (log-probabilities of titles differ by tens of nats).
 """
 
 from __future__ import annotations
@@ -55,15 +56,16 @@ def check_answers(name: LossName, n_candidates: int, n_relevant: int, user_id: s
         )
 
 
-def best_scaled(name: LossName, scores: Sequence[np.ndarray], answers: Sequence[Sequence[int]]) -> float:
-    """The mean loss of these scores at the temperature that suits them best: what learning has to beat."""
+def best_scale(name: LossName, scores: Sequence[np.ndarray], answers: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """(log of the scale that suits these scores best, mean loss at it): where learning starts, and has to beat."""
     rows = [torch.from_numpy(np.asarray(row, dtype=np.float64)) for row in scores]
 
     def mean(log_scale: float) -> float:
         losses = [LOSSES[name](row * np.exp(log_scale), places) for row, places in zip(rows, answers, strict=True)]
         return float(torch.stack(losses).mean())
 
-    return float(minimize_scalar(mean, bounds=(-6.0, 3.0), method="bounded").fun)
+    found = minimize_scalar(mean, bounds=(-6.0, 3.0), method="bounded")
+    return float(found.x), float(found.fun)
 
 
 def _marks(scores: torch.Tensor, relevant: Sequence[int]) -> torch.Tensor:

@@ -82,12 +82,12 @@ class Virtual(Learner):
 
     def __init__(self, backend: CausalBackend, settings: Settings, instruction: str) -> None:
         _freeze(backend.model)
-        self.backend = backend.view(soft=SoftTokens(torch.zeros(settings.tokens, _width(backend))))
+        self.backend = backend.view(soft=SoftTokens(torch.zeros(settings.tokens, width(backend))))
         self._start = _first_vectors(backend, settings, instruction)
         self._config = _virtual_config(backend, settings)
         if settings.method == "p-tuning":
             self._network = torch.nn.Sequential(
-                torch.nn.Linear(_width(backend), _width(backend)), torch.nn.ReLU(), _zero(_width(backend))
+                torch.nn.Linear(width(backend), width(backend)), torch.nn.ReLU(), _zero(width(backend))
             ).to(backend.model.device)
             self._weights = {f"network.{name}": weights for name, weights in self._network.named_parameters()}
             self._weights["tokens"] = Parameter(self._start.clone())
@@ -299,7 +299,8 @@ def _freeze(model: Any) -> None:
         weights.requires_grad_(False)
 
 
-def _width(backend: CausalBackend) -> int:
+def width(backend: CausalBackend) -> int:
+    """Numbers in the vector of a token."""
     return int(backend.model.get_input_embeddings().weight.shape[1])
 
 
@@ -374,5 +375,9 @@ def _attention(family: str) -> list[str]:
 
 def _json_ready(config: Any) -> dict[str, Any]:
     """A PEFT configuration as it would be saved."""
-    values = config.to_dict() | {"inference_mode": True, "base_model_name_or_path": None}
+    values = config.to_dict() | {
+        "inference_mode": True,
+        "base_model_name_or_path": None,
+        "peft_type": config.peft_type.value,
+    }
     return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}

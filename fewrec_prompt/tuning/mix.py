@@ -1,4 +1,4 @@
-"""Learn how much each logged number counts: a handful of weights over what a model has already said. No model, no torch.
+"""Learn how much each logged number counts: a handful of weights over what a model has said. No model, no torch.
 
 A candidate's score is a weighted sum of its features (features.py). Weights minimise the listwise cross-entropy of the
 answers and `strength` / 2 times the squared distance from a prior, such as title scoring with a fixed alpha. A few people
@@ -45,7 +45,7 @@ class Mix:
 
     def scores(self, features: Features) -> Floats:
         """Scores (n_candidates,). Raises DataError for features that are not those it was fitted on."""
-        return _columns(features, self.names) @ np.array(self.weights)
+        return np.asarray(_columns(features, self.names) @ np.array(self.weights))
 
     def to_tensors(self) -> tuple[dict[str, Floats], dict[str, Any]]:
         """Arrays by name, and what JSON can say of them; `from_tensors` takes both."""
@@ -135,9 +135,7 @@ class _Problem:
         return np.where(self.there[:, :, None], self.features @ weights.T, -np.inf)
 
 
-def _problem(
-    examples: Sequence[Example], logged: Sequence[Features], names: Sequence[str]
-) -> tuple[_Problem, Floats]:
+def _problem(examples: Sequence[Example], logged: Sequence[Features], names: Sequence[str]) -> tuple[_Problem, Floats]:
     """The lists, and the standard deviation of each feature within them, by which it is divided (1 where it is 0).
 
     A softmax does not see what all candidates of a list share, so each list is centred.
@@ -224,7 +222,7 @@ def _checked(examples: Sequence[Example], logged: Sequence[Features], prior: Map
     for example in examples:
         if not 0 < len(example.relevant) < len(example.query.candidates):
             raise DataError(
-                f"user {example.query.user_id!r}: {len(example.relevant)} of {len(example.query.candidates)} candidates "
-                "are right, which says nothing of the others; leave this user out"
+                f"user {example.query.user_id!r}: {len(example.relevant)} of {len(example.query.candidates)} "
+                "candidates are right, which says nothing of the others; leave this user out"
             )
     return names

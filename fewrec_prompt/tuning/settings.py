@@ -18,7 +18,7 @@ NegativesName = Literal["given", "uniform", "popularity", "in-batch", "hard"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a method learns. None of a number: the method's own (see DEFAULTS).
+    """How a method learns. None: the method's own (see DEFAULTS), the listwise loss.
 
     `tokens` belongs to the virtual tokens, `rank` and `targets` (which linear layers) to the low-rank methods. `batch`
     is people a step. `warm_up` are passes over the histories alone, as plain modelling of the next title, before any
@@ -36,7 +36,7 @@ class Settings:
     dropout: float = 0.0
     epochs: int | None = None
     batch: int = 8
-    loss: LossName = "listwise"
+    loss: LossName | None = None
     negatives: NegativesName = "given"
     warm_up: int = 0
     held_out: float = 0.25
@@ -46,12 +46,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, names in _NAMES.items():
-            if getattr(self, name) not in names:
-                raise FewrecError(f"unknown {name} {getattr(self, name)!r}; {did_you_mean(getattr(self, name), names)}")
-        for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and low <= value <= high):
-                raise FewrecError(f"{name.replace('_', ' ')} is {value}; give a number from {low:g} to {high:g}")
+            if value not in names and (name, value) != ("loss", None):
+                raise FewrecError(f"unknown {name} {value!r}; {did_you_mean(str(value), names)}")
+        for name, (low, high) in _BOUNDS.items():
+            number = getattr(self, name)
+            if number is not None and not (math.isfinite(number) and low <= number <= high):
+                raise FewrecError(f"{name.replace('_', ' ')} is {number}; give a number from {low:g} to {high:g}")
         if self.checkpointing and self.method == "prefix":
             raise FewrecError("gradient checkpointing drops keys and values, which is what 'prefix' learns; leave one")
 
@@ -60,9 +61,16 @@ class Settings:
         rate, epochs = DEFAULTS[self.method]
         return replace(
             self,
+            loss="listwise" if self.loss is None else self.loss,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
             epochs=epochs if self.epochs is None else self.epochs,
         )
+
+    @property
+    def loss_name(self) -> LossName:
+        """The loss of complete settings."""
+        assert self.loss is not None, "settings are completed first"
+        return self.loss
 
     @property
     def rate(self) -> float:
