@@ -11,8 +11,8 @@ from _tiny import FILMS, query
 from fewrec_prompt.backends.toy import ToyBackend
 from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.tuning.features import features_of, popularity_of, prior_of
-from fewrec_prompt.tuning.mixed import MixRecommender
 from fewrec_prompt.tuning.mix import Mix
+from fewrec_prompt.tuning.mixed import MixRecommender
 
 
 def recommender(prompt="complete", *, calibrate="pmi", alpha=0.5, length=None):
@@ -37,7 +37,13 @@ def test_features_of_whole_titles_are_worked_out_by_hand():
 
 @pytest.mark.parametrize(
     ("prompt", "more"),
-    [("complete", {}), ("complete", {"length": "mean"}), ("complete", {"calibrate": "none"}), ("judge", {}), ("rate", {})],
+    [
+        ("complete", {}),
+        ("complete", {"length": "mean"}),
+        ("complete", {"calibrate": "none"}),
+        ("judge", {}),
+        ("rate", {}),
+    ],
 )
 def test_under_the_priors_weights_a_mix_scores_as_the_row_does(prompt, more):
     one = recommender(prompt, **more)

@@ -1,9 +1,8 @@
-"""The classic recipe: a linear head on hidden states, trained by cross-entropy on likes or ratings, alone or with a model
-that learns below it. What the other methods are compared with.
+"""The classic recipe, with which the others are compared: a linear head on hidden states, by cross-entropy.
 
-A learner (methods.py: LoRA, or all weights) puts trainable weights into the model; without one the states never change
-and are computed once. What is measured after every pass, on people held out, is accuracy, precision, recall and F1; the
-pass with the least loss on them stays, and the people of the test are asked once, in the end.
+The model below may learn with it: a learner (methods.py: LoRA, or all weights) puts trainable weights into it. Without
+one the states never change and are computed once. After every pass accuracy, precision, recall and F1 are measured on
+people held out; the pass with the least loss on them stays, and the people of the test are asked once, in the end.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class HeadSettings:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """How right classes are, each a fraction; of more than two classes, precision, recall and F1 are means over them."""
+    """How right classes are, in fractions; of more than two, precision, recall and F1 are means over the classes."""
 
     loss: float  # nats an item
     accuracy: float
@@ -251,6 +250,7 @@ def _states(backend: Any, prompts: Sequence[Prompt], learner: Learner | None) ->
 
     def anew(places: Sequence[int], grad: bool) -> torch.Tensor:
         learner.place()
+        learner.backend.engine.forget()  # keys and values kept from before the last step are those of another model
         states = hidden(backend, [prompts[place] for place in places], grad=grad)
         return states if grad else torch.from_numpy(states).to(backend.model.device)
 
@@ -263,7 +263,9 @@ def _height(one: HeadPass) -> float:
 
 def _check(labelled: Sequence[Labelled], held_out: Sequence[Labelled], test: Sequence[Labelled]) -> None:
     if len({one.label for one in labelled}) < 2:
-        raise DataError(f"{len(labelled)} items of one class say nothing of another; give items of two classes at least")
+        raise DataError(
+            f"{len(labelled)} items of one class say nothing of another; give items of two classes at least"
+        )
     parts = [{one.query.user_id for one in part} for part in (labelled, held_out, test)]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         if both := sorted(parts[one] & parts[other]):

@@ -1,10 +1,10 @@
 """Learn how much each logged number counts: a handful of weights over what a model has said. No model, no torch.
 
 A candidate's score is a weighted sum of its features (features.py). Weights minimise the listwise cross-entropy of the
-answers and `strength` / 2 times the squared distance from a prior, such as title scoring with a fixed alpha. A few people
-cannot tell five weights: left to themselves they drag them anywhere. So several strengths are fitted, "the prior as it
-is" among them, and averaged by how well each foretells people it has not seen, one left out at a time: pseudo-BMA (Yao et
-al. 2018, arXiv 1704.02030). With 4 people that stays near the prior, with 256 it is the best strength alone.
+answers and `strength` / 2 times the squared distance from a prior, such as title scoring with a fixed alpha. A few
+people cannot tell five weights: left to themselves they drag them anywhere. So several strengths are fitted, "the prior
+as it is" among them, and averaged by how well each foretells people it has not seen, one left out at a time: pseudo-BMA
+(Yao et al. 2018, arXiv 1704.02030). With 4 people that stays near the prior, with 256 it is the best strength alone.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ def fit(examples: Sequence[Example], logged: Sequence[Features], prior: Mapping[
     start = _scale_of(problem, direction) * direction
     fitted = [start] + [_fitted(problem, start, strength) for strength in STRENGTHS]
     losses = [problem.losses(start)] + [
-        _left_out(problem, start, strength, together)
-        for strength, together in zip(STRENGTHS, fitted[1:], strict=True)
+        _left_out(problem, start, strength, together) for strength, together in zip(STRENGTHS, fitted[1:], strict=True)
     ]
     shares = _shares([float(of_people.sum()) for of_people in losses])
     means = np.array([of_people.mean() for of_people in losses])
@@ -100,7 +99,7 @@ def _shares(losses: Sequence[float]) -> Floats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
-    """All candidates of n people, the lists padded to one length: features (n, length, p), who is right, who is there."""
+    """All candidates of n people, lists padded to one length: features (n, length, p), who is right, who is there."""
 
     features: Floats
     targets: Floats  # (n, length); a person's sum to 1
@@ -108,7 +107,7 @@ class _Problem:
 
     def losses(self, weights: Floats) -> Floats:
         """Cross-entropy (n,) of each person's answer in nats."""
-        return self.all_losses(weights[None])[0]
+        return np.asarray(self.all_losses(weights[None])[0])
 
     def all_losses(self, weights: Floats) -> Floats:
         """The same (f, n) under the weights (f, p) of several fits."""
@@ -176,8 +175,8 @@ def _fitted(problem: _Problem, start: Floats, strength: float) -> Floats:
 def _left_out(problem: _Problem, start: Floats, strength: float, together: Floats) -> Floats:
     """Each person's loss (n,) under the weights that the others alone lead to; `together` is where all of them do.
 
-    Those fits are made at once, from there on. The first step is the usual approximation of leaving one out (Rad & Maleki
-    2020, arXiv 1801.10243); it is good for many people, and it is for few that this matters.
+    Those fits are made at once, from there on. The first step is the usual approximation of leaving one out (Rad &
+    Maleki 2020, arXiv 1801.10243); it is good for many people, and it is for few that this matters.
     """
     n = len(problem.features)
     own = np.arange(n), np.arange(n)

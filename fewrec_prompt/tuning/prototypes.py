@@ -24,9 +24,9 @@ _TINY = 1e-6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prototypes:
-    """Class means (n_classes, width) in standard deviations from the `centre` (width,) of all states; `spread` (width,).
+    """Class means (n_classes, width), in units of `spread` (width,) from the `centre` (width,) of all states.
 
-    `variance` is the mean squared distance of a state from its class's mean.
+    `variance` is the mean squared distance of a state from its class's mean, in the same units.
     """
 
     means: npt.NDArray[np.float32]
@@ -45,7 +45,7 @@ class Prototypes:
         scaled = (states - centre) / spread
         means = np.stack([scaled[marks == one].mean(0) for one in range(n_classes)])
         variance = max(float(((scaled - means[marks]) ** 2).sum(1).mean()), _TINY)
-        return cls(*(part.astype(np.float32) for part in (means, centre, spread)), variance)
+        return cls(means.astype(np.float32), centre.astype(np.float32), spread.astype(np.float32), variance)
 
     def log_shares(self, states: torch.Tensor) -> torch.Tensor:
         """Log-probability (n, n_classes), nats: the softmax of −half the squared distances, in units of `variance`."""
@@ -68,7 +68,7 @@ class Prototypes:
 def fit(recommender: Recommender, labelled: Sequence[Labelled]) -> Prototypes:
     """The class means of what the recommender's model makes of these items' prompts. Nothing is trained.
 
-    Raises VerbalizerError for a recommender that does not judge or rate, ModelError for one whose model shows no states.
+    Raises VerbalizerError for a recommender that neither judges nor rates, ModelError where a model shows no states.
     """
     states = hidden(recommender.backend, prompts_of(recommender, labelled))
     n_classes = 1 + max(classes_of(recommender).values())
