@@ -17,7 +17,7 @@ from fewrec_prompt.backends.toy import ToyBackend
 from fewrec_prompt.errors import DataError, ModelError, VerbalizerError
 from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.tuning import head, prototypes
-from fewrec_prompt.tuning.classifying import ClassifierBackend, Labelled, classified, classes_of, likes, ratings
+from fewrec_prompt.tuning.classifying import ClassifierBackend, Labelled, classes_of, classified, likes, ratings
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.head import Head, HeadSettings
 from fewrec_prompt.tuning.methods import begin
