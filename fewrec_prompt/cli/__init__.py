@@ -20,6 +20,7 @@ from fewrec_prompt.cli import (
     cache,
     candidates,
     comparison,
+    curve,
     data,
     evaluation,
     prompts,
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(evaluation, searching, tuning, adapters, comparison, report, runs),
+    *(evaluation, searching, tuning, curve, adapters, comparison, report, runs),
     *(ranking, prompts, data, candidates, assets, cache, bench),
 )
 for command in COMMANDS:
