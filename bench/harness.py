@@ -93,10 +93,8 @@ def main() -> None:
     if asked.profile:
         pstats.Stats(profile, stream=sys.stdout).sort_stats("cumtime").print_stats(asked.profile)
     print(f"{asked.users} users x {asked.candidates} candidates, two rows")
-    print(
-        f"harness  {1000 * seconds / asked.users:.2f} ms a user, {1000 * worked / asked.users:.2f} ms of processor time; "
-        f"stub {stub.seconds:.2f} s"
-    )
+    clock, processor = (1000 * spent / asked.users for spent in (seconds, worked))
+    print(f"harness  {clock:.2f} ms a user, {processor:.2f} ms of processor time; stub {stub.seconds:.2f} s")
     print(f"memory   {peak_memory('cpu') / 1e6:.0f} MB at most, {before / 1e6:.0f} MB before the run")
 
 

@@ -114,16 +114,19 @@ def test_a_candidate_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -
     said: list[str] = []
     found = found_in(tmp_path / "a", backend=Elsewhere("Which of these"), say=said.append)
     failed, tried = found.record["failed"], {one["name"] for one in found.record["candidates"]}
-    assert failed and tried and not failed.keys() & tried
+    assert failed
+    assert tried
+    assert not failed.keys() & tried
     assert all("gives all labels together a probability of" in why for why in failed.values())
     assert len([line for line in said if line.startswith("failed, and left out: ")]) == 1
     lost = [one for one in found.record["trials"] if one["name"] in failed]
-    assert lost and all(one["value"] is None for one in lost)
+    assert lost
+    assert all(one["value"] is None for one in lost)
     assert found.record["winner"]["name"] in tried
 
 
 def test_if_every_candidate_fails_so_does_the_search(tmp_path: Path) -> None:
-    with pytest.raises(VerbalizerError, match="every candidate failed; the first: .*choose"):
+    with pytest.raises(VerbalizerError, match=r"every candidate failed; the first: .*choose"):
         found_in(tmp_path / "a", Space(prompts=("choose",)), Elsewhere("Which of these"))
 
 
