@@ -431,7 +431,7 @@ print(n_unfinished)
 """
 
 
-@pytest.mark.parametrize("n_kills", [20, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("n_kills", [20, pytest.param(200, marks=pytest.mark.long)])
 def test_kills_of_the_command_at_any_moment_lose_nothing(tmp_path: Path, n_kills: int) -> None:
     """`fewrec eval`, with a model that answers in 5 ms, killed at a drawn moment; then the same command again.
 
