@@ -34,6 +34,7 @@ from fewrec_prompt.runs import RunStore, check_folder, dump, finished, own_folde
 from fewrec_prompt.score_cache import score_cache
 from fewrec_prompt.scoring import Job, Progress, Row, Scored, silent
 from fewrec_prompt.significance import bootstrap_interval
+from fewrec_prompt.slices import item_groups
 from fewrec_prompt.tasks import EnsembleSettings, RowSettings, Task
 from fewrec_prompt.templates import Template
 from fewrec_prompt.types import Kind, Query, Ranking
@@ -454,4 +455,5 @@ def _user(ranking: Ranking, query: Query, queries: QuerySet, kind: Kind | None) 
 
 
 def _shelf(queries: QuerySet) -> metrics.Shelf:
-    return metrics.Shelf.of(queries.popularity, (item for query in queries.queries for item in query.candidates))
+    items = (item for query in queries.queries for item in query.candidates)
+    return metrics.Shelf.of(queries.popularity, items, item_groups(queries))

@@ -72,8 +72,14 @@ class Render:
 
     def __call__(self, query: Query, *, item: Item | None = None, labels: Sequence[str] = ()) -> Prompt:
         prompt = self.template.render(query, self.domain, item=item, labels=labels)
-        little = replace(query, history=query.history[-1:], candidates=query.candidates[:1])
-        return replace(prompt, n_shared=shared_length(prompt.text, _of_others(self, little, labels[:1])))
+        return replace(prompt, n_shared=shared_length(prompt.text, _of_others(self, _of_strangers(query), labels[:1])))
+
+
+def _of_strangers(query: Query) -> Query:
+    """A query of this kind as small as can be, with other titles; many queries have the same one."""
+    strangers = tuple(replace(item, id="", title="\N{CURRENCY SIGN}") for item in query.candidates[:1])
+    history = tuple(replace(taken, item=stranger) for taken in query.history[-1:] for stranger in strangers)
+    return replace(query, user_id="", history=history, candidates=strangers)
 
 
 @lru_cache(maxsize=8)
@@ -81,11 +87,8 @@ def _of_others(render: Render, query: Query, labels: Sequence[str]) -> str:
     """What the template says of another title: how far a prompt agrees with it, all prompts of the template agree."""
     if not query.candidates:
         return ""
-    stranger = replace(query.candidates[0], title="\N{CURRENCY SIGN}" + query.candidates[0].title)
-    history = tuple(replace(taken, item=stranger) for taken in query.history)
-    other = replace(query, history=history, candidates=(stranger,))
     try:
-        return render.template.render(other, render.domain, item=stranger, labels=labels).text
+        return render.template.render(query, render.domain, item=query.candidates[0], labels=labels).text
     except TemplateError:  # a template that needs more than such a query has shares nothing
         return ""
 
