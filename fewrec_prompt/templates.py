@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from jinja2 import FunctionLoader, StrictUndefined, Undefined
 from jinja2 import Template as CompiledTemplate
 from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from fewrec_prompt import artifacts, lint
 from fewrec_prompt.artifacts import Settings
 from fewrec_prompt.errors import ArtifactError, TemplateError, did_you_mean
-from fewrec_prompt.lint import ROLES
+from fewrec_prompt.lint import ROLES, Finding, Rejected
 from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Domain, Interaction, Item, Kind, Message, Prompt, Query, TemplateRef
 
@@ -40,6 +40,9 @@ class FrontMatter(Settings):
     description: str
     source: str
     verbalizer: str
+    scenario: str = "any"  # what it is worded for: products, posts, films, news
+    language: str = "en"
+    needs: Annotated[tuple[str, ...], Field(strict=False)] = ()  # fields of items, rating or time that data must have
     lead: str = " "  # what stands between the prompt and the answer: " A" and "A" are different tokens
     end: str = "\n"  # what closes a title, so that "Alien" and "Aliens" compete fairly
 
@@ -97,6 +100,7 @@ class Template:
     text: str
     compiled: CompiledTemplate
     files: tuple[Path, ...]  # it was read from: itself, and what it extends or includes
+    advice: tuple[Finding, ...] = ()  # what is odd about its text, though it can be used
 
     @property
     def name(self) -> str:
@@ -123,10 +127,9 @@ class Template:
         messages = tuple(Message(role, text) for role, text in parts.items())  # type: ignore[arg-type]  # ROLES or plain
         last = prefix or messages[-1].text
         if last.endswith((" ", "\t")):
-            raise TemplateError(
-                f"{self.ref.origin}: the rendered prompt ends in a space; end it with text: "
-                "the answer brings its own space (`lead` in the front matter)"
-            )
+            fix = "end it with text: the answer brings its own space (`lead` in the front matter)"
+            line = lint.last_line(self.text)
+            raise Rejected(Finding(self.ref.origin, line, "P013", "the rendered prompt ends in a space", fix))
         return Prompt(messages, prefix, self.ref)
 
     def _parts(self, values: Mapping[str, Any]) -> dict[str, str]:
@@ -171,9 +174,9 @@ def read(path: Path) -> Template:
         raise TemplateError(f"{path}: {error.message}") from error
     except RecursionError as error:
         raise TemplateError(f"{path}: nested too deeply") from error
-    lint.check(trees, front.kind, str(path))
+    advice = lint.check(trees, front.kind, str(path))
     digest = sha256(b"\0".join(loader.texts[name].encode() for name in sorted(loader.texts))).hexdigest()
-    return Template(front, TemplateRef(path.stem, str(path), digest), text, compiled, tuple(loader.files))
+    return Template(front, TemplateRef(path.stem, str(path), digest), text, compiled, tuple(loader.files), advice)
 
 
 def _front_matter(text: str, path: Path) -> FrontMatter:
