@@ -1,7 +1,7 @@
 """What a template does with people who are made up for it: it shows what its kind is about, and nothing that tells.
 
-Rules that need a rendered prompt, and neither data nor a model. Those of the syntax are in lint.py; what a model's tokens
-and a task's people show is in inspection.py.
+Rules that need a rendered prompt, and neither data nor a model. Those of the syntax are in lint.py; what a model's
+tokens and a task's people show is in inspection.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from string import ascii_uppercase
 
 from fewrec_prompt import artifacts, lint, verbalizers
 from fewrec_prompt.errors import ArtifactError, TemplateError
-from fewrec_prompt.lint import Finding, Rejected
+from fewrec_prompt.lint import Finding, LintError
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.templates import Template
 from fewrec_prompt.types import Domain, Interaction, Item, Query
@@ -50,15 +50,15 @@ def _front(template: Template) -> Iterator[Finding]:
 
 @lru_cache(maxsize=8)
 def people(needs: tuple[str, ...] = ()) -> tuple[Query, ...]:
-    """Made-up people with titles that no template holds. Every other one has nothing but titles and the fields needed."""
+    """People with titles that no template holds. Every other one has nothing but titles and the fields needed."""
     return tuple(_person(number, needs, bare=number % 2 == 1) for number in range(N_PEOPLE))
 
 
 def _person(number: int, needs: tuple[str, ...], *, bare: bool) -> Query:
     words = _words(number, 2 * (N_HISTORY + N_CANDIDATES))
     titles = [f"{one} {other}" for one, other in zip(words[::2], words[1::2], strict=True)]
-    known = {} if bare else {"year": 1990 + number, "genres": "Comedy, Drama"}
-    fields = tuple((known | {name: known.get(name, f"{name} {number}") for name in needs}).items())
+    known: dict[str, str | int | float] = {} if bare else {"year": 1990 + number, "genres": "Comedy, Drama"}
+    fields = tuple(({name: f"{name} {number}" for name in needs} | known).items())
     items = [Item(f"#{number}.{place}#", title, fields) for place, title in enumerate(titles)]
     rated, timed = not bare or "rating" in needs, not bare or "time" in needs
     history = tuple(
@@ -104,7 +104,7 @@ def _rendered(template: Template) -> Iterator[Finding]:
         asked = (query, replace(query, history=other.history), query.recent(0))
         try:
             texts, of_other, of_none = (_texts(template, one, labels) for one in asked)
-        except Rejected as error:
+        except LintError as error:
             yield from error.findings
             return
         except TemplateError as error:

@@ -1,18 +1,20 @@
 """What can be known to be wrong with a template before it meets any data: its names, and what it leaves out.
 
-Works on the syntax trees of a template and of all it refers to. Reading files and rendering belong to templates.py, rules
-that need a rendered prompt to contract.py.
+Works on the syntax trees of a template and of all it refers to. Reading files and rendering belong to templates.py,
+rules that need a rendered prompt to contract.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import get_args
 
 from jinja2 import Environment, meta, nodes
 from jinja2.exceptions import TemplateSyntaxError
 
-from fewrec_prompt.errors import TemplateError, did_you_mean
+from fewrec_prompt.errors import ArtifactError, TemplateError, did_you_mean
 from fewrec_prompt.types import Kind
 
 RULES: Mapping[str, str] = {
@@ -36,10 +38,12 @@ RULES: Mapping[str, str] = {
     "P018": "labels that cannot be told apart",
     "P019": "a label is not one token of the model",
     "P020": "prompts are longer than the model's context window",
+    "P021": "the model cannot be asked so, such as a chat of a model without a chat format",
 }
 REFUSED = frozenset({"P001", "P002", "P003", "P004", "P005", "P006", "P007"})  # with these a template does not load
 VARIABLES = ("history", "candidates", "item", "domain")
 REQUIRED: Mapping[Kind, str] = {"choose": "candidates", "judge": "item", "rate": "item"}
+KINDS = get_args(Kind)
 ROLES = ("system", "user", "assistant")
 
 
@@ -57,14 +61,23 @@ class Finding:
         return f"{self.file}:{self.line}: {self.message}; {self.fix}"
 
 
-class Rejected(TemplateError):
+class LintError(TemplateError):
     """A template that cannot be used. `findings` holds all that is wrong with it, the message the first reason."""
 
     def __init__(self, *findings: Finding) -> None:
         self.findings = findings
         reasons = [finding for finding in findings if finding.code in REFUSED] or findings
-        more = f" ({len(findings) - 1} more: fewrec prompts lint)" if len(findings) > 1 else ""
+        more = f" ({len(findings) - 1} more; `fewrec prompts lint` shows all)" if len(findings) > 1 else ""
         super().__init__(f"{reasons[0]}{more}")
+
+
+@contextmanager
+def gathered(wrong: list[Finding]) -> Iterator[None]:
+    """Put what a LintError says on this list, and go on behind the `with`."""
+    try:
+        yield
+    except LintError as error:
+        wrong.extend(error.findings)
 
 
 Trees = Mapping[str, nodes.Template]
@@ -90,10 +103,10 @@ def parse_all(environment: Environment, first: str) -> dict[str, nodes.Template]
     return trees
 
 
-def check(trees: Trees, kind: Kind, first: str) -> tuple[Finding, ...]:
-    """What to say of these files, which can be used; `first` is the template itself.
+def check(trees: Trees, kind: Kind | None, first: str) -> tuple[Finding, ...]:
+    """What to say of these files, which can be used; `first` is the template itself. Without a kind all variables do.
 
-    Raises Rejected, a TemplateError, with everything that is wrong if anything forbids their use.
+    Raises LintError, a TemplateError, with everything that is wrong if anything forbids their use.
     """
     found = sorted(
         [
@@ -105,22 +118,22 @@ def check(trees: Trees, kind: Kind, first: str) -> tuple[Finding, ...]:
         ]
     )
     if any(finding.code in REFUSED for finding in found):
-        raise Rejected(*found)
+        raise LintError(*found)
     return tuple(found)
 
 
-def _unknown(trees: Trees, file: str, kind: Kind, first: str) -> Iterator[Finding]:
+def _unknown(trees: Trees, file: str, kind: Kind | None, first: str) -> Iterator[Finding]:
     """An included file may use beside the given variables what is assigned around it."""
-    allowed = [name for name in VARIABLES if name != "item" or REQUIRED.get(kind) == "item"]
+    allowed = [name for name in VARIABLES if name != "item" or kind is None or REQUIRED.get(kind) == "item"]
     local = set() if file == first else {name for name, _, _ in _assigned(trees)}
     for name in meta.find_undeclared_variables(trees[file]) - set(allowed) - local:
         line = min(node.lineno for node in trees[file].find_all(nodes.Name) if node.name == name)
-        message = f"unknown variable {name!r}; this template is of kind {kind!r}"
+        message = f"unknown variable {name!r}" + (f"; this template is of kind {kind!r}" if kind else "")
         yield Finding(file, line, "P005", message, did_you_mean(name, allowed))
 
 
-def _left_out(trees: Trees, kind: Kind, first: str) -> Iterator[Finding]:
-    needed = REQUIRED.get(kind)
+def _left_out(trees: Trees, kind: Kind | None, first: str) -> Iterator[Finding]:
+    needed = REQUIRED.get(kind) if kind else None
     if needed and not any(needed in meta.find_undeclared_variables(tree) for tree in trees.values()):
         message = f"kind {kind!r} must show {needed!r}, and the template never uses it"
         yield Finding(first, 1, "P006", message, f"show {needed}, or name another kind")
@@ -170,14 +183,15 @@ def _blocks_without_parent(trees: Trees) -> Iterator[Finding]:
     for file, tree in trees.items():
         if tree.find(nodes.Extends) is None:
             continue
-        known = {block.name for other, parent in trees.items() if other != file for block in parent.find_all(nodes.Block)}
+        others = [other for name, other in trees.items() if name != file]
+        known = {block.name for other in others for block in other.find_all(nodes.Block)}
         for block in tree.body:
             if isinstance(block, nodes.Block) and block.name not in {*known, *ROLES}:
                 message = f"block {block.name!r} is in no template that this one extends, so it is never shown"
                 yield Finding(file, block.lineno, "P009", message, did_you_mean(block.name, known))
 
 
-def in_file(error: TemplateError | str, code: str, file: str, fix: str) -> Finding:
+def in_file(error: ArtifactError, code: str, file: str, fix: str) -> Finding:
     """An error's text as a finding: `file:line: what` is how all of them begin; without a line, the first."""
     begin, _, rest = str(error).partition(": ")
     place, _, line = begin.rpartition(":")
