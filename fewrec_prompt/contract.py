@@ -101,18 +101,25 @@ class Shown:
 def _rendered(template: Template) -> Iterator[Finding]:
     made, labels = people(template.front.needs), _labels(template)
     for query, other in zip(made, made[1:] + made[:1], strict=True):
-        asked = (query, replace(query, history=other.history), query.recent(0))
         try:
-            texts, of_other, of_none = (_texts(template, one, labels) for one in asked)
-        except LintError as error:
-            yield from error.findings
-            return
+            texts = _texts(template, query, labels)
+            of_other = _texts(template, replace(query, history=other.history), labels)
         except TemplateError as error:
-            fix = "ask with `is defined` first, or name the field under `needs` in the front matter"
-            yield lint.in_file(error, "P012", template.ref.origin, fix)
+            yield from _failed(template, error, "ask with `is defined` first, or name the field under `needs`")
+            return
+        try:
+            of_none = _texts(template, query.recent(0), labels)
+        except TemplateError as error:
+            yield from _failed(template, error, "the history may be empty; ask {% if history %} first")
             return
         for rule in CONTRACT:
             yield from rule(Shown(template, query, labels, texts, of_other, of_none))
+
+
+def _failed(template: Template, error: TemplateError, fix: str) -> Sequence[Finding]:
+    if isinstance(error, LintError):
+        return error.findings
+    return [lint.in_file(error, "P012", template.ref.origin, fix)]
 
 
 def _labels(template: Template) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def inspect(path: Path, model: Model | None = None, people: People | None = None
     except ArtifactError as error:
         return [lint.in_file(error, "P001", str(path), "make it a text file of a few lines")]
     found = contract.findings(template)
-    if not {finding.code for finding in found} & {"P011", "P012"}:  # else there is nothing to ask
+    if not {finding.code for finding in found} & {"P011", "P012", "P013"}:  # else there is nothing to ask
         found += _asked(template, model, people)
     return sorted(found)
 

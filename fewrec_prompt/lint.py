@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from jinja2 import Environment, meta, nodes
-from jinja2.exceptions import TemplateSyntaxError
+from jinja2.exceptions import TemplateNotFound
 
 from fewrec_prompt.errors import ArtifactError, TemplateError, did_you_mean
 from fewrec_prompt.types import Kind
@@ -85,7 +85,10 @@ Trees = Mapping[str, nodes.Template]
 
 
 def parse_all(environment: Environment, first: str) -> dict[str, nodes.Template]:
-    """The template and all it refers to, by file, compiled now: a bad include is found before the first user."""
+    """The template and all it refers to, by file, compiled now: a bad include is found before the first user.
+
+    Raises LintError for a file that may not be included, TemplateSyntaxError for one that Jinja cannot read.
+    """
     assert environment.loader is not None, "templates are loaded by name"
     trees: dict[str, nodes.Template] = {}
     pending, known = [first], {first}
@@ -93,14 +96,27 @@ def parse_all(environment: Environment, first: str) -> dict[str, nodes.Template]
         source, file, _ = environment.loader.get_source(environment, pending.pop())
         assert file is not None, "every template comes from a file"
         trees[file] = environment.parse(source, filename=file)
-        names = list(meta.find_referenced_templates(trees[file]))
-        if None in names:
-            raise TemplateSyntaxError("extends, include and import take a constant name", 1, filename=file)
-        for name in {name for name in names if name} - known:
-            environment.get_template(name)
-            known.add(name)
-            pending.append(name)
+        for name in _referred(environment, trees[file], file):
+            if name not in known:
+                known.add(name)
+                pending.append(name)
     return trees
+
+
+def _referred(environment: Environment, tree: nodes.Template, file: str) -> Iterator[str]:
+    """Names of what this file extends, includes or imports, once each of them could be read."""
+    for node in tree.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
+        named = node.template  # type: ignore[attr-defined]  # each of the four has one
+        name = named.value if isinstance(named, nodes.Const) else None
+        if not isinstance(name, str):
+            message, fix = "extends, include and import take a constant name", "write the file's name in quotes"
+            raise LintError(Finding(file, node.lineno, "P003", message, fix))
+        try:
+            environment.get_template(name)
+        except TemplateNotFound as error:
+            message, _, fix = str(error.message).partition("; ")
+            raise LintError(Finding(file, node.lineno, "P003", message, fix)) from error
+        yield name
 
 
 def check(trees: Trees, kind: Kind | None, first: str) -> tuple[Finding, ...]:

@@ -195,10 +195,6 @@ def _compiled(loader: _Loader) -> tuple[CompiledTemplate, lint.Trees]:
         return environment.get_template(path.name), lint.parse_all(environment, path.name)
     except TemplateSyntaxError as error:
         finding = Finding(error.filename or str(path), error.lineno, "P002", *_explain_syntax(error, environment))
-    except TemplateNotFound as error:
-        texts = list(zip(map(str, loader.files), loader.texts.values(), strict=True))
-        message, _, fix = str(error.message).partition("; ")
-        finding = Finding(*lint.first_line(texts, str(error.name)), "P003", message, fix)
     except RecursionError:
         finding = Finding(str(path), 1, "P004", "nested too deeply", "take brackets or blocks out of each other")
     raise LintError(finding)

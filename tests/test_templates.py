@@ -46,7 +46,7 @@ def text(template: templates.Template, asked: Query | None = None, **more: objec
         ("complete", "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", r"mine.jinja:1: nested too deeply"),
         ("complete", "lost {% block user %}hi{% endblock %}", r"mine.jinja:7: text outside the blocks of a chat"),
         ("complete", "{% block user %}a{% endblock %}\n{{ domain.verb }}", r"mine.jinja:8: text outside the blocks"),
-        ("complete", "{% include domain.verb %}", r"mine.jinja:1: extends, include and import take a constant name"),
+        ("complete", "{% include domain.verb %}", r"mine.jinja:7: extends, include and import take a constant name"),
     ],
 )
 def test_a_mistake_is_named_with_file_and_line_before_the_first_user(write, kind, body, says):

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict
 from difflib import unified_diff
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -106,7 +106,7 @@ def lint(
         str | None, typer.Option(help="Check them on this task's data, and with its model's tokens.")
     ] = None,
     model: TokensOf = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    shape: Annotated[Literal["text", "json"], typer.Option("--format", help="How findings are printed.")] = "text",
 ) -> None:
     """What is wrong with templates: file, line, code, and what to do. Ends with 1 if anything is."""
     from fewrec_prompt import artifacts, inspection
@@ -115,7 +115,7 @@ def lint(
     paths = [artifacts.find("prompts", name) for name in names or artifacts.names("prompts")]
     reader, people = _measured_by(task, model)
     found = [finding for path in paths for finding in inspection.inspect(path, reader, people)]
-    if as_json:
+    if shape == "json":
         typer.echo(json.dumps([asdict(finding) for finding in found], indent=1, ensure_ascii=False))
     else:
         for one in found:
