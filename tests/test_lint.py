@@ -26,6 +26,7 @@ from fewrec_prompt.types import Query
 READERS = {"choose": "letters", "judge": "yes-no", "rate": "stars", "complete": "title"}
 HISTORY = "{% for seen in history %}{{ seen.title }}; {% endfor %}"
 CANDIDATES = "{% for one in candidates %}{{ one.label }}. {{ one.title }}\n{% endfor %}Answer:"
+LETTERED = "{% for x in history %}{{ 'ABCD'[loop.index0] }}. {{ x.title }}\n{% endfor %}"
 Write = Callable[..., Path]
 
 
@@ -113,7 +114,7 @@ BROKEN = [
     ("judge", HISTORY + "{{ item.title }}\n{{ item.id }}?", {}, "P017", 8, "ids"),
     ("complete", f"{HISTORY}\n{{{{ candidates[0].title }}}}?", {}, "P017", 8, "place"),
     # labels
-    ("choose", "{% for x in history %}{{ 'ABCD'[loop.index0] }}. {{ x.title }}\n{% endfor %}" + CANDIDATES, {}, "P018", 7, "'A'"),
+    ("choose", LETTERED + CANDIDATES, {}, "P018", 7, "'A'"),
 ]  # fmt: skip
 
 
