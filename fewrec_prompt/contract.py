@@ -100,7 +100,8 @@ class Shown:
 
 def _rendered(template: Template) -> Iterator[Finding]:
     made, labels = people(template.front.needs), _labels(template)
-    for query, other in zip(made, made[1:] + made[:1], strict=True):
+    for person, other in zip(made, made[1:] + made[:1], strict=True):
+        query = replace(person, candidates=person.candidates[: len(labels) or None])
         try:
             texts = _texts(template, query, labels)
             of_other = _texts(template, replace(query, history=other.history), labels)
@@ -124,13 +125,13 @@ def _failed(template: Template, error: TemplateError, fix: str) -> Sequence[Find
 
 def _labels(template: Template) -> tuple[str, ...]:
     """The first labels of the template's own verbalizer; letters where it has none to show or cannot be read."""
-    if template.kind != "choose":
+    if lint.REQUIRED.get(template.kind) != "candidates":
         return ()
     try:
         labels = getattr(verbalizers.load(template.front.verbalizer), "labels", ())
     except ArtifactError:
         labels = ()
-    return tuple(labels if len(labels) >= N_CANDIDATES else ascii_uppercase)[:N_CANDIDATES]
+    return tuple(labels if len(labels) > 1 else ascii_uppercase)[:N_CANDIDATES]
 
 
 def _texts(template: Template, query: Query, labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -163,13 +164,15 @@ def _white_space(shown: Shown) -> Iterator[Finding]:
 
 
 def _history(shown: Shown) -> Iterator[Finding]:
+    if "history" in lint.HIDDEN.get(shown.template.kind, ()):
+        return
     if shown.texts == shown.texts_of_other or shown.texts == shown.texts_of_none:
         message = "people with different histories are asked the same"
         yield shown.finding("P014", "history", message, "show the history")
 
 
 def _candidates(shown: Shown) -> Iterator[Finding]:
-    if shown.template.kind != "choose":
+    if not shown.labels:
         return
     (text,) = shown.texts
     places = [[match.start() for match in re.finditer(re.escape(item.title), text)] for item in shown.query.candidates]
@@ -207,7 +210,7 @@ def _tells(shown: Shown) -> Iterator[Finding]:
     if any(one in text for one in (*ids, shown.query.user_id) for text in shown.texts):
         message = "ids are shown, and ids that follow the order of clicks tell the answer"
         yield shown.finding("P017", ".id", message, "show titles")
-    elif shown.template.kind != "choose" and any(_singled_out(shown, number) for number in range(len(shown.texts))):
+    elif not shown.labels and any(_singled_out(shown, number) for number in range(len(shown.texts))):
         message = "some candidates are shown and others not, by their place in the list"
         yield shown.finding("P017", "candidates", message, "show all candidates or none")
 

@@ -18,6 +18,7 @@ from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import BACKENDS, Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.baselines import BASELINES, check_baselines
+from fewrec_prompt.calibration import TRANSDUCTIVE
 from fewrec_prompt.data import parquet_files
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
@@ -34,6 +35,7 @@ from fewrec_prompt.significance import bootstrap_interval
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.templates import Template
 from fewrec_prompt.types import Kind, Query, Ranking
+from fewrec_prompt.verbalizers import AnyVerbalizer, Choose, Orders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -260,7 +262,7 @@ class Early:
 
 
 def _parts(row: RowSettings) -> Chosen:
-    return choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length)
+    return choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length, row.orders)
 
 
 def _parts_of(recommender: Recommender) -> Chosen:
@@ -271,14 +273,21 @@ def _row_of(recommender: Recommender) -> RowSettings:
     """How a recommender at hand asks and reads. A verbalizer that is not its template's own has no name."""
     verbalizer, calibration = recommender.verbalizer, recommender.calibration
     own = recommender.template.front.verbalizer
-    by_name = verbalizers.load(own).model_dump(exclude={"length"})
+    by_row = {"length", "orders"}  # a row says these by itself
+    by_name = verbalizers.load(own).model_dump(exclude=by_row)
     return RowSettings(
         prompt=recommender.template.name,
-        verbalizer=own if by_name == verbalizer.model_dump(exclude={"length"}) else f"own {verbalizer.kind}",
+        verbalizer=own if by_name == verbalizer.model_dump(exclude=by_row) else f"own {verbalizer.kind}",
         calibrate=calibration.name,
-        alpha=calibration.alpha if calibration.needs_twin else None,
+        alpha=calibration.alpha if calibration.name != "none" else None,
         length=getattr(verbalizer, "length", None),
+        orders=_orders(verbalizer),
     )
+
+
+def _orders(verbalizer: AnyVerbalizer) -> Orders | None:
+    """How many orders a row asks, where that is for a row to say."""
+    return verbalizer.orders if isinstance(verbalizer, Choose) else None
 
 
 def baseline_rows(task: Task, queries: QuerySet) -> list[Scored]:
@@ -293,8 +302,9 @@ def _resolved(task: Task, parts: Sequence[Chosen]) -> Task:
         row.model_copy(
             update={
                 "verbalizer": row.verbalizer or template.front.verbalizer,
-                "alpha": calibration.alpha if calibration.needs_twin else None,
+                "alpha": calibration.alpha if calibration.name != "none" else None,
                 "length": getattr(reader, "length", None),
+                "orders": _orders(reader),
             }
         )
         for row, (template, reader, calibration) in zip(task.settings.rows, parts, strict=True)
@@ -309,7 +319,7 @@ def _names(rows: Sequence[RowSettings], parts: Sequence[Chosen]) -> list[str]:
     for name in names:
         if name in taken:
             raise TaskError(
-                f"two rows are called {name!r}; rows must differ in prompt, verbalizer, length or calibration"
+                f"two rows are called {name!r}; rows must differ in prompt, verbalizer, length, orders or calibration"
             )
         taken.add(name)
     return names
@@ -319,8 +329,10 @@ def _name(row: RowSettings, template: Template) -> str:
     """A row's prompt, and whatever is not that prompt's default."""
     verbalizer = row.verbalizer if row.verbalizer != template.front.verbalizer else None
     length = row.length if row.length != "sum" else None
-    calibration = f"pmi {row.alpha:g}" if row.calibrate == "pmi" else None
-    return " ".join(part for part in (row.prompt, verbalizer, length, calibration) if part)
+    orders = f"{row.orders} orders" if row.orders not in (None, 1) else None
+    calibration = f"{row.calibrate} {row.alpha:g}" if row.calibrate != "none" else None
+    warning = "(transductive)" if row.calibrate in TRANSDUCTIVE else None
+    return " ".join(part for part in (row.prompt, verbalizer, length, orders, calibration, warning) if part)
 
 
 def finish(

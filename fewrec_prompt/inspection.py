@@ -68,7 +68,7 @@ def _asked(template: Template, model: Model | None, people: People | None) -> It
             yield lint.in_file(error, "P012", template.ref.origin, f"user {query.user_id!r} of the task; {fix}")
             return
         except VerbalizerError as error:
-            yield _at_end(template, "P011", str(error), "name a verbalizer with more labels")
+            yield _at_end(template, "P011", str(error), "take another verbalizer or other people")
             return
     if model is not None:
         yield from _read(template, model, questions, in_task=people is not None)

@@ -42,7 +42,15 @@ RULES: Mapping[str, str] = {
 }
 REFUSED = frozenset({"P001", "P002", "P003", "P004", "P005", "P006", "P007"})  # with these a template does not load
 VARIABLES = ("history", "candidates", "item", "domain")
-REQUIRED: Mapping[Kind, str] = {"choose": "candidates", "judge": "item", "rate": "item"}
+REQUIRED: Mapping[Kind, str] = {
+    "choose": "candidates",
+    "judge": "item",
+    "rate": "item",
+    "channel": "item",
+    "pairwise": "candidates",
+    "setwise": "candidates",
+}
+HIDDEN: Mapping[Kind, tuple[str, ...]] = {"channel": ("history",)}  # what the model is to say, it must not be shown
 KINDS = get_args(Kind)
 ROLES = ("system", "user", "assistant")
 
@@ -138,9 +146,16 @@ def check(trees: Trees, kind: Kind | None, first: str) -> tuple[Finding, ...]:
     return tuple(found)
 
 
+def _allowed(kind: Kind | None) -> list[str]:
+    if kind is None:
+        return list(VARIABLES)
+    hidden = HIDDEN.get(kind, ()) if REQUIRED.get(kind) == "item" else ("item",)
+    return [name for name in VARIABLES if name not in hidden]
+
+
 def _unknown(trees: Trees, file: str, kind: Kind | None, first: str) -> Iterator[Finding]:
     """An included file may use beside the given variables what is assigned around it."""
-    allowed = [name for name in VARIABLES if name != "item" or kind is None or REQUIRED.get(kind) == "item"]
+    allowed = _allowed(kind)
     local = set() if file == first else {name for name, _, _ in _assigned(trees)}
     for name in meta.find_undeclared_variables(trees[file]) - set(allowed) - local:
         line = min(node.lineno for node in trees[file].find_all(nodes.Name) if node.name == name)

@@ -18,7 +18,7 @@ def pack(logprobs: Sequence[TokenLogprobs]) -> tuple[str, bytes]:
     """The lengths of all rows, as JSON, and the rows one after the other, float64."""
     shapes = [[len(row) for row in rows] for rows in logprobs]
     flat = [row for rows in logprobs for row in rows]
-    return json.dumps(shapes), np.concatenate(flat).astype("<f8").tobytes()
+    return json.dumps(shapes), np.concatenate([np.empty(0), *flat]).astype("<f8").tobytes()
 
 
 def unpack(shapes: str | bytes, blob: bytes) -> tuple[TokenLogprobs, ...]:

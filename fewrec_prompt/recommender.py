@@ -26,7 +26,8 @@ from fewrec_prompt.errors import BudgetError, DataError, TemplateError, Verbaliz
 from fewrec_prompt.templates import Template
 from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Domain, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
-from fewrec_prompt.verbalizers import Length, Verbalizer
+from fewrec_prompt.verbalizers import Group, Length, Orders, Rounds, Verbalizer
+from fewrec_prompt.verbalizers.base import mean
 
 NEUTRAL, UNCALIBRATED = Domain(), Calibration()
 LABEL_MASS = 1e-6  # a model that gives all labels together less than this is answering something else
@@ -85,11 +86,15 @@ def _of_others(render: Render, query: Query, labels: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a model said about one query: the log-probabilities of its questions and, if asked, of their twins."""
+    """What a model said about one query: the log-probabilities of its questions and, if asked, of their twins.
+
+    Where a calibration has several twins, the answers to each come one after the other.
+    """
 
     asked: tuple[TokenLogprobs, ...]
     twins: tuple[TokenLogprobs, ...]
     n_history: int  # history items that fitted the context window
+    query: Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,7 @@ class Recommender:
 
     def __post_init__(self) -> None:
         check_kinds(self.template, self.verbalizer)
+        self.calibration.check(self.verbalizer)
 
     @classmethod
     def load(
@@ -133,6 +139,7 @@ class Recommender:
         calibrate: str = "none",
         alpha: float | None = None,
         length: Length | None = None,
+        orders: Orders | None = None,
         precision: str = "auto",
         device: str | None = None,
         int8_threshold: float | None = None,
@@ -143,10 +150,10 @@ class Recommender:
     ) -> Recommender:
         """A recommender from names: an embedded model, folder or hub id; a template; its own verbalizer by default.
 
-        `alpha` defaults to the verbalizer's own. What `precision` to `token_budget` mean stands in Numerics. `say` is
-        called with one line at a time about slow steps and choices.
+        `alpha`, `length` and `orders` default to the verbalizer's own. What `precision` to `token_budget` mean stands in
+        Numerics. `say` is called with one line at a time about slow steps and choices.
         """
-        template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length)
+        template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length, orders)
         numerics = Numerics(precision, device, int8_threshold, unit, token_budget)
         backend = BACKENDS.load("causal")(model, numerics, say=say)
         return cls(template, reader, backend, domain, calibration)
@@ -177,6 +184,8 @@ class Recommender:
             raise VerbalizerError(
                 f"only verbalizers of kind 'complete' search a catalogue, not {self.verbalizer.kind!r}"
             )
+        if self.verbalizer.length == "chars" or self.calibration.name not in ("none", "pmi"):
+            raise VerbalizerError("a catalogue is searched by the sum or mean of tokens, plain or with pmi; name those")
         if k < 1:
             raise DataError(f"k is {k}; it must be at least 1")
         query = _whole_catalogue(history, catalogue)
@@ -196,7 +205,8 @@ class Recommender:
     def answers(self, query: Query) -> Answers:
         """Everything the model has to say for this query."""
         asked, n_history = self.ask(query)
-        return Answers(asked, self.ask_twin(query) if self.calibration.needs_twin else (), n_history)
+        twins = (rows for neutral in self.calibration.neutral for rows in self.ask_twin(query, neutral))
+        return Answers(asked, tuple(twins), n_history, query)
 
     def ask(self, query: Query) -> Asked:
         """Log-probabilities of the query's own questions, and how many history items fitted."""
@@ -206,19 +216,50 @@ class Recommender:
     def ask_all(self, queries: Sequence[Query], answer: Answer | None = None) -> list[Asked]:
         """The same for several users as one unit of computation; `answer` may stand before the backend."""
         fitted, groups = zip(*(self._fit(query) for query in queries), strict=True)
-        logged = self._answered(groups, answer)
-        for questions, rows in zip(groups, logged, strict=True):
-            self._check_label_mass(questions, rows)
+        if self.verbalizer.many_rounds:
+            logged = self._in_rounds(fitted, answer)
+        else:
+            logged = self._answered(groups, answer)
+            for questions, rows in zip(groups, logged, strict=True):
+                self._check_label_mass(questions, rows)
         return [(rows, len(query.history)) for query, rows in zip(fitted, logged, strict=True)]
 
-    def ask_twin(self, query: Query) -> tuple[TokenLogprobs, ...]:
-        """Log-probabilities of the same questions without history: a unit of its own, the same whoever asks."""
-        (asked,) = self.ask_twins([query])
+    def ask_twin(self, query: Query, neutral: str = "") -> tuple[TokenLogprobs, ...]:
+        """Log-probabilities of the same questions with a history that says nothing, or none: a unit of its own."""
+        (asked,) = self.ask_twins([query], neutral)
         return asked
 
-    def ask_twins(self, queries: Sequence[Query], answer: Answer | None = None) -> list[tuple[TokenLogprobs, ...]]:
+    def ask_twins(
+        self, queries: Sequence[Query], neutral: str = "", answer: Answer | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
         """The twins of several users as one unit of computation."""
-        return self._answered([self._ask(twin(query)) for query in queries], answer)
+        return self._answered([self._ask(twin(query, neutral)) for query in queries], answer)
+
+    def _in_rounds(self, queries: Sequence[Query], answer: Answer | None) -> list[tuple[TokenLogprobs, ...]]:
+        """Everything that was answered, round by round; the rounds of all these users are asked together."""
+        logged: list[list[TokenLogprobs]] = [[] for _ in queries]
+        assert isinstance(self.verbalizer, verbalizers.InGroups), "what asks in rounds asks about groups"
+        under_way = {at: self.verbalizer.rounds(query) for at, query in enumerate(queries)}
+        wanted = {at: groups for at, rounds in under_way.items() if (groups := next_groups(rounds))}
+        while wanted:
+            asked = [self._questions_about(queries[at], groups) for at, groups in wanted.items()]
+            answers = dict(zip(wanted, self._answered(asked, answer), strict=True))
+            for questions, (at, rows) in zip(asked, answers.items(), strict=True):
+                self._check_label_mass(questions, rows)
+                logged[at].extend(rows)
+            wanted = {at: groups for at, rows in answers.items() if (groups := next_groups(under_way[at], rows))}
+        return [tuple(rows) for rows in logged]
+
+    def _questions_about(self, query: Query, groups: Sequence[Group]) -> list[Question]:
+        assert isinstance(self.verbalizer, verbalizers.InGroups), "what asks in rounds asks about groups"
+        render = Render(self.template, self.domain)
+        questions = [self.verbalizer.question(query, group, render) for group in groups]
+        if not all(self._has_room(question) for question in questions):
+            raise BudgetError(
+                f"user {query.user_id!r}: a comparison of {len(groups[0])} candidates does not fit "
+                f"{self.backend.context_window} tokens; show fewer history items (`history` of the task)"
+            )
+        return questions
 
     def _answered(self, groups: Sequence[list[Question]], answer: Answer | None) -> list[tuple[TokenLogprobs, ...]]:
         """The answers to each group of questions, all asked together."""
@@ -227,8 +268,25 @@ class Recommender:
 
     def scores(self, answers: Answers) -> Any:
         """Scores (n_candidates,) in the order of the query's candidates; higher is better."""
-        twins = self.verbalizer.read(answers.twins) if self.calibration.needs_twin else None
-        return self.calibration.apply(self.verbalizer.read(answers.asked), twins)
+        if self.calibration.transductive:
+            raise VerbalizerError(
+                f"calibration {self.calibration.name!r} needs the answers of many users; rank them together in a task "
+                "(fewrec eval), or take a calibration by twins, such as 'pmi'"
+            )
+        return self.calibration.apply(self.raw_scores(answers), self._twin_scores(answers))
+
+    def raw_scores(self, answers: Answers) -> Any:
+        """Scores (n_candidates,) before any calibration."""
+        return self.verbalizer.read(answers.asked, answers.query)
+
+    def _twin_scores(self, answers: Answers) -> Any:
+        """The mean score over all twins; None if there are none."""
+        neutral = self.calibration.neutral
+        if not neutral:
+            return None
+        size = len(answers.twins) // len(neutral)
+        parts = [answers.twins[at : at + size] for at in range(0, len(answers.twins), size)]
+        return mean([self.verbalizer.read(part, answers.query) for part in parts])
 
     def work(self, query: Query) -> int:
         """Tokens that the model computes to answer this query: what a progress bar needs."""
@@ -263,8 +321,10 @@ class Recommender:
 
     def _fits(self, query: Query) -> list[Question] | None:
         questions = self._ask(query)
-        fits = all(self.backend.n_tokens(question) <= self.backend.context_window for question in questions)
-        return questions if fits else None
+        return questions if all(map(self._has_room, questions)) else None
+
+    def _has_room(self, question: Question) -> bool:
+        return self.backend.n_tokens(question) <= self.backend.context_window
 
     def _check_label_mass(self, questions: Sequence[Question], asked: Sequence[TokenLogprobs]) -> None:
         for question, rows in zip(questions, asked, strict=True):
@@ -289,14 +349,31 @@ def check_kinds(template: Template, verbalizer: Verbalizer) -> None:
         )
 
 
-def choose(prompt: str, verbalizer: str | None, calibrate: str, alpha: float | None, length: Length | None) -> Chosen:
+def next_groups(rounds: Rounds, rows: Sequence[TokenLogprobs] | None = None) -> list[Group] | None:
+    """What rounds ask for after these answers; None when they have come to their scores."""
+    try:
+        return rounds.send(rows) if rows is not None else next(rounds)
+    except StopIteration:
+        return None
+
+
+def choose(
+    prompt: str,
+    verbalizer: str | None,
+    calibrate: str,
+    alpha: float | None,
+    length: Length | None,
+    orders: Orders | None = None,
+) -> Chosen:
     """Template, verbalizer and calibration from their names, checked against each other; None takes the default."""
     template = templates.load(prompt)
     reader = verbalizers.load(verbalizer or template.front.verbalizer)
     check_kinds(template, reader)
     if length is not None:
         reader = verbalizers.with_length(reader, length)
-    return template, reader, Calibration.named(calibrate, reader.alpha if alpha is None else alpha)
+    if orders is not None:
+        reader = verbalizers.with_orders(reader, orders)
+    return template, reader, Calibration.named(calibrate, alpha, reader)
 
 
 def of_titles(history: Sequence[str], candidates: Sequence[str], user_id: str = "user") -> Query:
@@ -326,8 +403,8 @@ def _whole_catalogue(history: Sequence[str | Item], catalogue: Sequence[str | It
 @lru_cache(maxsize=4)
 def twin_scores(recommender: Recommender, catalogue: tuple[Item, ...]) -> tuple[float, ...]:
     """What each title of the catalogue scores without a history: once a catalogue, whoever asks."""
-    twins = recommender.ask_twin(Query("twin", (), catalogue))
-    return tuple(recommender.verbalizer.read(twins).tolist())
+    whole = Query("twin", (), catalogue)
+    return tuple(recommender.verbalizer.read(recommender.ask_twin(whole), whole).tolist())
 
 
 def _check_titles(what: str, titles: Sequence[str]) -> None:

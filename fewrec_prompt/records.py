@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fewrec_prompt.backends import Backend
+from fewrec_prompt.calibration import TRANSDUCTIVE
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.metrics import Measured
 from fewrec_prompt.recommender import Render
@@ -111,6 +112,8 @@ def _row(scored: Scored, intervals: Mapping[str, Interval]) -> dict[str, Any]:
         "calibration": settings.calibrate if settings else None,
         "alpha": settings.alpha if settings else None,
         "length": settings.length if settings else None,
+        "orders": settings.orders if settings else None,
+        "transductive": settings.calibrate in TRANSDUCTIVE if settings else False,
         "n_users": len(scored.rankings),
         "ms_per_user": scored.ms_per_user,
         "metrics": {name: interval(one) for name, one in intervals.items()},
@@ -203,9 +206,10 @@ def _prompts(rows: Sequence[Row], query: Query, fitted: Mapping[str, int]) -> li
 
 def _first_question(row: Row, query: Query) -> tuple[int, str]:
     verbalizer, render = row.recommender.verbalizer, Render(row.recommender.template, row.recommender.domain)
-    if verbalizer.kind in ("judge", "rate"):  # a question a candidate: the others are not rendered to be thrown away
+    if verbalizer.kind in ("judge", "rate", "channel"):  # one a candidate: the others are not rendered for nothing
         return len(query.candidates), str(render(query, item=query.candidates[0]))
-    return 1, str(verbalizer.ask(query, render)[0].prompt)
+    asked = verbalizer.ask(query, render)
+    return len(asked), str(asked[0].prompt)
 
 
 def _columns(names: Sequence[str], places: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:

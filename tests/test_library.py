@@ -18,7 +18,7 @@ from _tiny import CHAT, CONTROL, model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fewrec_prompt import artifacts, inspection, templates, verbalizers
+from fewrec_prompt import artifacts, inspection, lint, templates, verbalizers
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.precision import NumericMode
 from fewrec_prompt.recommender import Recommender, Render
@@ -68,7 +68,10 @@ def renderings(name: str) -> str:
     reader = verbalizers.load(template.front.verbalizer)
     asked = people()[0]
     shown: dict[str, str] = {}
-    for head, query in (("", asked), ("=== rated\n", rated(asked)), ("=== no history\n", asked.recent(0))):
+    asked_with = [("", asked), ("=== rated\n", rated(asked)), ("=== no history\n", asked.recent(0))]
+    if "history" in lint.HIDDEN.get(template.kind, ()):  # what the model is to say: without it there is no question
+        asked_with.pop()
+    for head, query in asked_with:
         question = reader.ask(query, Render(template, tiny().domain))[0]
         shown.setdefault(f"{question.prompt}⟨{' | '.join(question.continuations)}⟩\n", head)
     return "".join(head + text for text, head in shown.items())
@@ -152,7 +155,9 @@ def backend() -> CausalBackend:
 
 
 def label_words(reader: verbalizers.AnyVerbalizer) -> tuple[str, ...]:
-    return tuple(word for field in ("labels", "yes", "no") for word in getattr(reader, field, ()))
+    """All of them, also those that count as one answer."""
+    groups = [label for field in ("labels", "yes", "no") for label in getattr(reader, field, ())]
+    return tuple(word for group in groups for word in ([group] if isinstance(group, str) else group))
 
 
 @pytest.mark.parametrize(("prompt", "reader"), PAIRS)

@@ -67,10 +67,15 @@ def position_bias(user: UserScores, _shelf: Shelf, _k: None) -> float:
     Above 0: what is shown first is ranked first. Around 0 where candidates are not shown together. Tied scores count as
     the mean over their orders, so a scorer that says nothing has 0. NaN for one candidate.
     """
-    n = len(user.scores)
+    return order_correlation(user.scores)
+
+
+def order_correlation(scores: Floats) -> float:
+    """Spearman correlation of the order of these scores with their order by size, largest first; NaN for one score."""
+    n = len(scores)
     if n < 2:
         return float("nan")
-    _, group, size = np.unique(-user.scores, return_inverse=True, return_counts=True)
+    _, group, size = np.unique(-scores, return_inverse=True, return_counts=True)
     place = (np.cumsum(size) - (size + 1) / 2)[group] - (n - 1) / 2
     shown = np.arange(n) - (n - 1) / 2
     return float((place * shown).sum() / (shown * shown).sum())
