@@ -35,7 +35,6 @@ from fewrec_prompt.significance import bootstrap_interval
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.templates import Template
 from fewrec_prompt.types import Kind, Query, Ranking
-from fewrec_prompt.verbalizers import AnyVerbalizer, Choose, Orders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -273,21 +272,15 @@ def _row_of(recommender: Recommender) -> RowSettings:
     """How a recommender at hand asks and reads. A verbalizer that is not its template's own has no name."""
     verbalizer, calibration = recommender.verbalizer, recommender.calibration
     own = recommender.template.front.verbalizer
-    by_row = {"length", "orders"}  # a row says these by itself
-    by_name = verbalizers.load(own).model_dump(exclude=by_row)
+    by_row = verbalizers.of_rows(verbalizer)
+    by_name = verbalizers.load(own).model_dump(exclude=set(by_row))
     return RowSettings(
         prompt=recommender.template.name,
-        verbalizer=own if by_name == verbalizer.model_dump(exclude=by_row) else f"own {verbalizer.kind}",
+        verbalizer=own if by_name == verbalizer.model_dump(exclude=set(by_row)) else f"own {verbalizer.kind}",
         calibrate=calibration.name,
         alpha=calibration.alpha if calibration.name != "none" else None,
-        length=getattr(verbalizer, "length", None),
-        orders=_orders(verbalizer),
+        **by_row,
     )
-
-
-def _orders(verbalizer: AnyVerbalizer) -> Orders | None:
-    """How many orders a row asks, where that is for a row to say."""
-    return verbalizer.orders if isinstance(verbalizer, Choose) else None
 
 
 def baseline_rows(task: Task, queries: QuerySet) -> list[Scored]:
@@ -303,9 +296,8 @@ def _resolved(task: Task, parts: Sequence[Chosen]) -> Task:
             update={
                 "verbalizer": row.verbalizer or template.front.verbalizer,
                 "alpha": calibration.alpha if calibration.name != "none" else None,
-                "length": getattr(reader, "length", None),
-                "orders": _orders(reader),
             }
+            | verbalizers.of_rows(reader)
         )
         for row, (template, reader, calibration) in zip(task.settings.rows, parts, strict=True)
     )

@@ -150,8 +150,8 @@ class Recommender:
     ) -> Recommender:
         """A recommender from names: an embedded model, folder or hub id; a template; its own verbalizer by default.
 
-        `alpha`, `length` and `orders` default to the verbalizer's own. What `precision` to `token_budget` mean stands in
-        Numerics. `say` is called with one line at a time about slow steps and choices.
+        `alpha`, `length` and `orders` default to the verbalizer's own. Numerics says what `precision` to
+        `token_budget` mean. `say` is called with one line at a time about slow steps and choices.
         """
         template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length, orders)
         numerics = Numerics(precision, device, int8_threshold, unit, token_budget)

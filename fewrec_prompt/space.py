@@ -16,7 +16,7 @@ from fewrec_prompt.calibration import NAMES, WEIGHED, Calibration, CalibrationNa
 from fewrec_prompt.errors import TaskError, did_you_mean
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tasks import RowSettings
-from fewrec_prompt.verbalizers import Length
+from fewrec_prompt.verbalizers import Length, Orders
 
 if TYPE_CHECKING:
     import optuna
@@ -59,6 +59,7 @@ class Asked:
     prompt: str
     verbalizer: str
     lengths: tuple[Length | None, ...]
+    orders: Orders | None
     calibrations: tuple[CalibrationName, ...]  # those of the space that mean something for it
 
 
@@ -96,7 +97,12 @@ class Grid:
 
 def _row(asked: Asked, length: Length | None, calibration: CalibrationName, alpha: float | None) -> RowSettings:
     return RowSettings(
-        prompt=asked.prompt, verbalizer=asked.verbalizer, calibrate=calibration, alpha=alpha, length=length
+        prompt=asked.prompt,
+        verbalizer=asked.verbalizer,
+        calibrate=calibration,
+        alpha=alpha,
+        length=length,
+        orders=asked.orders,
     )
 
 
@@ -136,10 +142,10 @@ def _asked(prompts: Sequence[str], space: Space, own: set[tuple[str, str | None]
         fitting = fitting or {verbalizer or template.front.verbalizer for its, verbalizer in own if its == prompt}
         for name in fitting or {template.front.verbalizer}:
             reader = named.get(name) or verbalizers.load(name)
-            rule = getattr(reader, "length", None)
-            lengths = tuple(sorted(set(space.lengths))) if rule and space.lengths else (rule,)
-            fitting_too = (one for one in sorted(set(space.calibrations)) if Calibration(one).fits(reader))
-            yield Asked(prompt, name, lengths, tuple(fitting_too))
+            usual = verbalizers.of_rows(reader)
+            lengths = tuple(sorted(set(space.lengths))) if usual["length"] and space.lengths else (usual["length"],)
+            calibrations = tuple(one for one in sorted(set(space.calibrations)) if Calibration(one).fits(reader))
+            yield Asked(prompt, name, lengths, usual["orders"], calibrations)
 
 
 def _alphas(space: Space) -> tuple[float, ...]:

@@ -20,14 +20,15 @@ TITLE = Complete(kind="complete", description="")
 LETTERS = Choose(kind="choose", description="", labels=("A", "B", "C"))
 
 
+SAID = {"Heat ?": 0.2, "?": 0.1, "N/A ?": 0.4, "[MASK] ?": 0.8}  # probability of "Heat", by what was asked
+
+
 class Remembering(ToyBackend):
     """Finds "Heat" likelier after a history that holds it, and likelier still after one that says nothing."""
 
-    SAID = {"Heat ?": 0.2, "?": 0.1, "N/A ?": 0.4, "[MASK] ?": 0.8}
-
     def logprobs(self, questions, *, grad=False):
         for question in questions:
-            self.probabilities["Heat"] = self.SAID[str(question.prompt)]
+            self.probabilities["Heat"] = SAID[str(question.prompt)]
             yield from super().logprobs([question])
 
 
@@ -154,9 +155,8 @@ def test_position_takes_out_what_a_place_is_worth_and_batch_what_an_item_is_wort
     batched = [own - prior for own, prior in zip(scores, priors("batch", scores, queries), strict=True)]
 
     # the worths are estimated from 600 users, to about .1
-    assert all(
-        own == approx([by_item[item.id] for item in one.candidates], abs=0.25) for own, one in zip(placed, queries)
-    )
+    worths = [[by_item[item.id] for item in one.candidates] for one in queries]
+    assert all(own == approx(worth, abs=0.25) for own, worth in zip(placed, worths, strict=True))
     assert all(own == approx(by_place, abs=0.25) for own in batched)
 
 

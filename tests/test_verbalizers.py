@@ -119,7 +119,7 @@ def test_several_words_for_an_answer_count_as_any_of_them_or_by_their_geometric_
 
 
 def test_a_rating_may_have_several_words(recommender):
-    """Bad is "1" or "one", .1 and .1; good is "2", .3: (1 · .2 + 2 · .3) / .5, or with the mean log (.1 + 2 · .3) / .4."""
+    """Bad is "1" or "one", .1 and .1; good is "2", .3: (.2 + 2 · .3) / .5, or with the mean log (.1 + 2 · .3) / .4."""
     said = {"1": 0.1, "one": 0.1, "2": 0.3}
     stars = Rate(kind="rate", description="", labels=(("1", "one"), "2"))
     by_mean_log = stars.model_copy(update={"pool": "mean-log"})

@@ -6,7 +6,7 @@ no tokens here: whether two label words can be told apart is for the backend tha
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import ConfigDict
 
@@ -41,6 +41,7 @@ __all__ = [
     "Setwise",
     "Verbalizer",
     "load",
+    "of_rows",
     "with_length",
     "with_orders",
 ]
@@ -74,6 +75,14 @@ def load(name: str) -> AnyVerbalizer:
         return artifacts.read_toml(path, KINDS[kind])
     except ArtifactError as error:
         raise VerbalizerError(str(error)) from error
+
+
+def of_rows(verbalizer: AnyVerbalizer) -> dict[str, Any]:
+    """The settings that a row of a task may give in the verbalizer's place, with the verbalizer's own values."""
+    return {
+        "length": verbalizer.length if isinstance(verbalizer, Complete) else None,
+        "orders": verbalizer.orders if isinstance(verbalizer, Choose) else None,
+    }
 
 
 def with_length(verbalizer: AnyVerbalizer, length: Length) -> Complete:
