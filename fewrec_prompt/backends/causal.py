@@ -177,6 +177,17 @@ def load_tokens(name: str, *, say: Say = quiet) -> QuestionTokenizer:
     return QuestionTokenizer(_tokenizer(locate(name, say)))
 
 
+def load_reader(name: str, *, say: Say = quiet) -> tuple[QuestionTokenizer, int]:
+    """The tokenizer of a model, and how many tokens the model reads; no weights are read."""
+    from transformers import AutoConfig
+
+    files = locate(name, say)
+    tokenizer = _tokenizer(files)
+    with _loading(files):
+        config = AutoConfig.from_pretrained(files.folder).get_text_config()
+    return QuestionTokenizer(tokenizer), _context_window(config, tokenizer)
+
+
 def _model(files: ModelFiles, mode: NumericMode) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
