@@ -17,7 +17,7 @@ import numpy as np
 
 from fewrec_prompt import templates, verbalizers
 from fewrec_prompt.assets import Say, quiet
-from fewrec_prompt.backends import BACKENDS, Backend
+from fewrec_prompt.backends import Backend, choice
 from fewrec_prompt.backends.plan import shared_length
 from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.calibration import Calibration, twin
@@ -141,15 +141,14 @@ class Recommender:
         domain: Domain = NEUTRAL,
         say: Say = quiet,
     ) -> Recommender:
-        """A recommender from names: an embedded model, folder or hub id; a template; its own verbalizer by default.
+        """A recommender from names: an embedded model, folder, hub id or server; a template and its own verbalizer.
 
         `alpha` defaults to the verbalizer's own. What `precision` to `token_budget` mean stands in Numerics. `say` is
         called with one line at a time about slow steps and choices.
         """
         template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length)
         numerics = Numerics(precision, device, int8_threshold, unit, token_budget)
-        backend = BACKENDS.load("causal")(model, numerics, say=say)
-        return cls(template, reader, backend, domain, calibration)
+        return cls(template, reader, choice.load(model, numerics, say=say), domain, calibration)
 
     def rank(
         self, query: Query | None = None, *, history: Sequence[str] = (), candidates: Sequence[str] = ()

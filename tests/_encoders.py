@@ -31,7 +31,7 @@ SEQ2SEQ: dict[str, dict[str, object]] = {
     "bart": {
         **{f"{part}_{what}": value for part in ("encoder", "decoder")
            for what, value in {"layers": 2, "attention_heads": 4, "ffn_dim": 48}.items()},
-        **{"d_model": 32, "max_position_embeddings": 256, "forced_eos_token_id": None},
+        "d_model": 32, "max_position_embeddings": 256, "forced_eos_token_id": None,
     },
 }  # fmt: skip
 MODE = NumericMode("fp32", "a test", "cpu", layout=PLL)
@@ -66,7 +66,9 @@ def random_model(auto: Any, family: str, tokenizer: Any, **changes: object) -> t
     return made
 
 
-def masked(family: str = "bert", kind: str = "word_piece", mode: NumericMode = MODE, **changes: object) -> MaskedBackend:
+def masked(
+    family: str = "bert", kind: str = "word_piece", mode: NumericMode = MODE, **changes: object
+) -> MaskedBackend:
     """A random masked model that answers questions."""
     words = ending_tokenizer(kind, before=True)
     return MaskedBackend(random_model(AutoModelForMaskedLM, family, words, **changes), words, mode)

@@ -18,7 +18,11 @@ from fewrec_prompt.recommender import Recommender, choose
 
 L2R = replace(MODE, layout=PLL_L2R)
 LABELS = plain("Question: Yes or No? Answer:", " Yes", " No", labels=True)
-ASKED = [plain("Here is a list of films: Heat (1995),", *TITLES[1:]), LABELS, plain("one person likes", " Amélie", " xyz")]
+ASKED = [
+    plain("Here is a list of films: Heat (1995),", *TITLES[1:]),
+    LABELS,
+    plain("one person likes", " Amélie", " xyz"),
+]
 
 
 def by_hand(backend, question, *, rest_of_word=False):
@@ -98,9 +102,9 @@ def test_company_order_and_budget_change_no_answer(family):
 
 def test_the_order_of_questions_changes_no_bit():
     backend = masked()
-    assert [
-        row.tobytes() for answered in backend.logprobs(ASKED[::-1])[::-1] for row in answered
-    ] == [row.tobytes() for answered in backend.logprobs(ASKED) for row in answered]
+    assert [row.tobytes() for answered in backend.logprobs(ASKED[::-1])[::-1] for row in answered] == [
+        row.tobytes() for answered in backend.logprobs(ASKED) for row in answered
+    ]
 
 
 def test_a_title_that_names_a_mask_is_text():

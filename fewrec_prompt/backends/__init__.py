@@ -17,7 +17,7 @@ BACKENDS = Registry(
         "masked": "fewrec_prompt.backends.masked:load",
         "masked-l2r": "fewrec_prompt.backends.masked:load_l2r",
         "seq2seq": "fewrec_prompt.backends.seq2seq:load",
-        "remote": "fewrec_prompt.backends.remote:load",
+        "remote": "fewrec_prompt.backends.remote.connect:load",
     },
     group="fewrec_prompt.backends",
 )

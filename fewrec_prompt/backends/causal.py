@@ -123,8 +123,3 @@ def load(name: str, numerics: Numerics = AUTO, *, say: Say = quiet) -> CausalBac
         say(f"{name}: in 16 bits, {layout} and plain scores of a small random copy differ by up to {apart:.2g} nats")
     used = replace(mode, attention=model.config._attn_implementation, layout=layout)
     return CausalBackend(model, tokenizer, used, files)
-
-
-def load_tokens(name: str, *, say: Say = quiet) -> QuestionTokenizer:
-    """Only the tokenizer of a model: what it makes of a question, without reading any weights."""
-    return QuestionTokenizer(load_tokenizer(name, locate(name, say).folder))

@@ -1,8 +1,8 @@
 """BERT-style language models: a continuation is masked, token by token, and read where the masks stand.
 
-The sum of a row is a pseudo-log-likelihood (Salazar et al. 2020, arXiv 1910.14659); of a label word that is one token it
-is the cloze: the log-probability of the word at one mask behind the prompt. With the layout "pll-l2r" the later tokens
-of the same word are masked too, for a model guesses a token too well from the rest of its word (Kauf and Ivanova 2023,
+The sum of a row is a pseudo-log-likelihood (Salazar et al. 2020, arXiv 1910.14659); of a label word of one token it is
+the cloze: the log-probability of the word at one mask behind the prompt. With the layout "pll-l2r" the later tokens of
+the same word are masked too, for a model guesses a token too well from the rest of its word (Kauf and Ivanova 2023,
 arXiv 2305.10588): a label word of several tokens then stands at several masks, filled from the left.
 
 A pseudo-log-likelihood is not the logarithm of a probability, and every token of it costs a sequence of its own.

@@ -22,7 +22,7 @@ from fewrec_prompt.backends.identity import Made
 from fewrec_prompt.backends.loading import context_window, load_tokenizer, load_weights
 from fewrec_prompt.backends.memory import keep_few_kernels
 from fewrec_prompt.backends.models import ModelFiles, locate
-from fewrec_prompt.backends.padded import Passes, head_sees, mean_pooled, pad, read_words
+from fewrec_prompt.backends.padded import Passes, head_sees, pad, read_words
 from fewrec_prompt.backends.plan import TokenSequence
 from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, numeric_mode
 from fewrec_prompt.backends.tokens import QuestionTokenizer
@@ -96,7 +96,7 @@ class Seq2SeqBackend:
         return as_answers(rows, [len(group) for group in encoded], grad=grad)
 
     def hidden(self, prompts: Sequence[Prompt], *, grad: bool = False) -> Any:
-        """Means of the encoder's last states over each prompt's tokens: (n_prompts, width) in fp32; torch with `grad`."""
+        """Means of the encoder's states over each prompt's tokens: (n_prompts, width) in fp32; torch with `grad`."""
         rows = [self._prompt_ids(prompt) for prompt in prompts]
         with torch.set_grad_enabled(grad):
             states = self._encoder_states(rows)
@@ -109,7 +109,10 @@ class Seq2SeqBackend:
         asked = [one for question in questions for one in self._encode(question)]
         # One sequence of the two: where the encoder's part ends is told by the place of `n_shared`.
         return made.name(
-            [TokenSequence(one.prompt + one.answer, len(one.prompt) + one.scored_from, len(one.prompt)) for one in asked]
+            [
+                TokenSequence(one.prompt + one.answer, len(one.prompt) + one.scored_from, len(one.prompt))
+                for one in asked
+            ]
         )
 
     def _start(self) -> tuple[int, ...]:
@@ -177,7 +180,7 @@ class Seq2SeqBackend:
                 encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
                 attention_mask=prompt_mask,
                 decoder_input_ids=seen,
-                decoder_attention_mask=seen_mask,  # else T5 takes its first token, which is the padding one, for padding
+                decoder_attention_mask=seen_mask,
                 use_cache=False,
             ).logits
         at = {place: n for n, place in enumerate(read)}

@@ -215,7 +215,7 @@ def _rename(model: dict[str, Any], names: dict[str, str]) -> None:
 
 
 def _surrounding_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the tokenizer itself puts before a text and behind it: a token for its beginning, for its end, or nothing."""
+    """What the tokenizer itself puts before a text and behind it: tokens for its beginning and end, or nothing."""
     alone = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     n = next((n for n in range(len(whole)) if whole[n : n + len(alone)] == alone), 0)

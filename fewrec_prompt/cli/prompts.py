@@ -73,7 +73,7 @@ def render(
     if len(questions) > 1:
         say(f"(the first of {len(questions)} questions, one a candidate)")
     if tokens:
-        from fewrec_prompt.backends.causal import load_tokens
+        from fewrec_prompt.backends.choice import load_tokens
 
         _show_slot(load_tokens(model or found.settings.model, say=say), questions[0])
 
