@@ -6,7 +6,6 @@ That is read from the model's own config.json, never guessed from its name.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 from fewrec_prompt.assets import Say, quiet
@@ -45,10 +44,12 @@ def load_reader(name: str, *, say: Say = quiet) -> tuple[QuestionTokenizer, int]
     kind, own = parted(name)
     if kind == "remote" or is_remote(own):
         raise ModelError(f"{name}: a server does not say how many tokens its model reads; name the model's own folder")
-    tokenizer = load_tokenizer(own, locate_tokenizer(own, say))
-    config = configuration(own, say)
-    positions = {"max_position_embeddings": config.get("text_config", config).get("max_position_embeddings")}
-    return QuestionTokenizer(tokenizer), context_window(SimpleNamespace(**positions), tokenizer)
+    from transformers import AutoConfig
+
+    folder = locate_tokenizer(own, say)
+    tokenizer = load_tokenizer(own, folder)
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return QuestionTokenizer(tokenizer), context_window(config, tokenizer)
 
 
 def parted(name: str) -> tuple[str | None, str]:
