@@ -8,7 +8,7 @@ arXiv 2104.08315) with a weight. It works on logged log-probabilities: another a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from fewrec_prompt.errors import VerbalizerError, did_you_mean
@@ -43,5 +43,5 @@ class Calibration:
 
 
 def twin(query: Query) -> Query:
-    """The same query without content: no history."""
-    return query.recent(0)
+    """The same query without content: no history, and nothing known of the person or the moment."""
+    return replace(query.recent(0), user=(), context=())

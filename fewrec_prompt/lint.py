@@ -13,7 +13,7 @@ from jinja2.exceptions import TemplateSyntaxError
 from fewrec_prompt.errors import TemplateError, did_you_mean
 from fewrec_prompt.types import Kind
 
-VARIABLES = ("history", "candidates", "item", "domain")
+VARIABLES = ("history", "candidates", "item", "demos", "domain", "user", "context")
 REQUIRED: Mapping[Kind, str] = {"choose": "candidates", "judge": "item", "rate": "item"}
 ROLES = ("system", "user", "assistant")
 
