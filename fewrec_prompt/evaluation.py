@@ -19,6 +19,7 @@ from fewrec_prompt.backends import BACKENDS, Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.baselines import BASELINES, check_baselines
 from fewrec_prompt.data import parquet_files
+from fewrec_prompt.data.controls import Control, controlled
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
 from fewrec_prompt.data.splits import Split
@@ -76,6 +77,7 @@ class Options:
     split: Split = "test"
     candidates: Path | None = None  # a candidate file of an earlier run; all its users unless `users` is given
     numerics: Numerics = AUTO
+    control: Control | None = None  # prompts alone: what they get right without history, or with titles masked
 
     def applied(self, task: Task) -> Task:
         """The task with these changes. Raises TaskError for a number of users below one."""
@@ -83,7 +85,7 @@ class Options:
             raise TaskError(f"{self.users} users were asked; ask for one at least")
         names = None if self.metrics is None else tuple(map(from_here, self.metrics))
         changes = {"rows": self.rows, "metrics": names, "model": self.model, "seed": self.seed}
-        changes["baselines"] = self.baselines
+        changes["baselines"] = self.baselines if self.control is None else ()
         settings = task.settings.model_copy(update={key: value for key, value in changes.items() if value is not None})
         if self.users is not None or self.candidates is not None:
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"users": self.users})})
@@ -94,6 +96,7 @@ class Options:
         return {
             "split": self.split if self.candidates is None else "candidate file",
             "call": {"candidates": None if self.candidates is None else str(self.candidates)} | asdict(self.numerics),
+            **({} if self.control is None else {"control": self.control}),
         }
 
 
@@ -158,7 +161,7 @@ def evaluate(
     task = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
     if out is not None:
         check_folder(Path(out))
-    checked = check(task, options.split, options.candidates, given=given, say=say)
+    checked = check(task, options.split, options.candidates, control=options.control, given=given, say=say)
     backend = given.backend if given else backend or load(task, options.numerics, say)
     return conduct(checked, options, backend, out=out, cache=cache, say=say, progress=progress, early=early)
 
@@ -168,6 +171,7 @@ def check(
     split: Split = "test",
     candidates: Path | None = None,
     *,
+    control: Control | None = None,
     given: Recommender | None = None,
     queries: QuerySet | None = None,
     say: Say = quiet,
@@ -182,6 +186,7 @@ def check(
     task = _resolved(task, parts)
     names = _names(task.settings.rows, parts)
     queries = queries or tasks.load_queries(task, split, candidates, say)
+    queries = queries if control is None else controlled(queries, control, task.settings.seed)
     scoring.rehearse(parts, task.domain, queries.queries)
     return Checked(task, tuple(names), tuple(parts), queries)
 
