@@ -66,5 +66,5 @@ def test_a_control_is_paired_with_the_real_run_and_is_a_run_of_its_own(tmp_path:
 def test_what_is_no_control_is_refused() -> None:
     with pytest.raises(TaskError, match=r"unknown control 'masked-title'; .*Did you mean 'masked-titles'"):
         controlled(tasks.load_queries(tiny()), "masked-title", 0)  # type: ignore[arg-type]  # that is the test
-    with pytest.raises(TaskError, match="candidates and control out"):
+    with pytest.raises(TaskError, match="candidates out, and any control"):
         search(tiny(), options=Options(control="no-history"), backend=WordyBackend())
