@@ -160,7 +160,7 @@ def _applied(task: Task | str | Path, options: Options, metric: str | None) -> T
     """The task as it will be measured: with chance and popularity beside the rows, and the metric of the search."""
     if options.rows is not None or options.split != "test" or options.candidates is not None or options.control:
         raise TaskError(
-            "a search makes its own rows, of a task's own parts; leave rows, split, candidates, control out"
+            "a search makes its own rows, of a task's own parts; leave rows, split and candidates out, and any control"
         )
     found = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
     settings = found.settings
