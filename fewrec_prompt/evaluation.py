@@ -21,6 +21,7 @@ from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.baselines import BASELINES, check_baselines
 from fewrec_prompt.calibration import TRANSDUCTIVE
 from fewrec_prompt.data import parquet_files
+from fewrec_prompt.data.controls import Control, controlled
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
 from fewrec_prompt.data.splits import Split
@@ -82,6 +83,7 @@ class Options:
     numerics: Numerics = AUTO
     adapters: tuple[Path, ...] = ()  # folders of learnt weights: a row for each, beside the one that it was learnt from
     force: bool = False  # use an adapter though something that it was learnt with is another now
+    control: Control | None = None  # prompts alone: what they get right without history, or with titles masked
 
     def applied(self, task: Task) -> Task:
         """The task with these changes. Raises TaskError for a number of users below one."""
@@ -89,7 +91,7 @@ class Options:
             raise TaskError(f"{self.users} users were asked; ask for one at least")
         names = None if self.metrics is None else tuple(map(from_here, self.metrics))
         changes: dict[str, Any] = {"rows": self._rows(), "metrics": names, "model": self.model, "seed": self.seed}
-        changes["baselines"] = self.baselines
+        changes["baselines"] = self.baselines if self.control is None else ()
         changes["ensembles"] = () if self.rows is not None and self.ensembles is None else self.ensembles
         settings = task.settings.model_copy(update={key: value for key, value in changes.items() if value is not None})
         if self.users is not None or self.candidates is not None:
@@ -109,6 +111,7 @@ class Options:
         return {
             "split": self.split if self.candidates is None else "candidate file",
             "call": {"candidates": None if self.candidates is None else str(self.candidates)} | asdict(self.numerics),
+            **({} if self.control is None else {"control": self.control}),
         }
 
 
@@ -199,7 +202,7 @@ def evaluate(
     task = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
     if out is not None:
         check_folder(Path(out))
-    checked = check(task, options.split, options.candidates, given=given, say=say)
+    checked = check(task, options.split, options.candidates, control=options.control, given=given, say=say)
     backend = given.backend if given else backend or load(task, options.numerics, say)
     return conduct(checked, options, backend, out=out, cache=cache, say=say, progress=progress, early=early)
 
@@ -209,6 +212,7 @@ def check(
     split: Split = "test",
     candidates: Path | None = None,
     *,
+    control: Control | None = None,
     given: Recommender | None = None,
     queries: QuerySet | None = None,
     say: Say = quiet,
@@ -224,6 +228,7 @@ def check(
     task = _resolved(task, parts, members)
     _check_names(task, parts, members)
     queries = queries or tasks.load_queries(task, split, candidates, say)
+    queries = queries if control is None else controlled(queries, control, task.settings.seed)
     scoring.rehearse((*parts, *chain(*members)), task.domain, queries.queries)
     return Checked(task, parts, members, queries)
 

@@ -158,8 +158,10 @@ class _Plan:
 
 def _applied(task: Task | str | Path, options: Options, metric: str | None) -> Task:
     """The task as it will be measured: with chance and popularity beside the rows, and the metric of the search."""
-    if options.rows is not None or options.split != "test" or options.candidates is not None:
-        raise TaskError("a search makes its own rows, of a task's own parts; leave rows, split and candidates out")
+    if options.rows is not None or options.split != "test" or options.candidates is not None or options.control:
+        raise TaskError(
+            "a search makes its own rows, of a task's own parts; leave rows, split and candidates out, and any control"
+        )
     found = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
     settings = found.settings
     names = tuple(dict.fromkeys((*settings.metrics, *((metric,) if metric else ()))))

@@ -123,6 +123,7 @@ def command(record: Mapping[str, Any]) -> list[str]:
     users = own["data"]["users"]
     words += ["--users", str(users)] if users != shipped["data"]["users"] else []
     words += ["--split", record["split"]] if record["split"] == "selection" else []
+    words += ["--control", record["control"]] if "control" in record else []
     usual = {"precision": "auto", "unit": "auto"}
     for name, value in call.items():
         words += [f"--{name.replace('_', '-')}", str(value)] if value != usual.get(name) else []

@@ -60,6 +60,10 @@ def evaluate(
     baseline: Annotated[
         list[str] | None, typer.Option(help="random, popularity, item-knn, …; repeat for more rows.")
     ] = None,
+    control: Annotated[
+        Literal["no-history", "masked-titles"] | None,
+        typer.Option(help="Prompts alone, without history or with numbers for titles: what a model knows anyway."),
+    ] = None,
     model: Model = None,
     precision: Precision = "auto",
     device: Device = None,
@@ -94,6 +98,7 @@ def evaluate(
         numerics=Numerics(precision, device, int8_threshold, unit, token_budget),
         adapters=tuple(adapter or ()),
         force=force,
+        control=control,
     )
 
     def options(found: Task) -> Options:
