@@ -216,18 +216,24 @@ def read(row: Row, queries: Sequence[Query], store: Log) -> Scored:
     masses: list[float] = []
     has_labels = row.recommender.verbalizer.kind != "complete"
     for query in queries:
-        asked = _saved(store, row.asks, query)
-        twins = _saved(store, row.asks_twins, query) if row.asks_twins else None
-        answers = Answers(asked.logprobs, twins.logprobs if twins else (), asked.n_history)
-        rankings.append(Ranking.from_scores(query, row.recommender.scores(answers).tolist(), asked.n_history))
-        ms.append(asked.ms + (twins.ms if twins else 0.0))
-        masses.extend(label_mass(rows) for rows in asked.logprobs if has_labels)
-        cut += len(query.history) - asked.n_history
+        answers, cost = logged(row, query, store)
+        rankings.append(Ranking.from_scores(query, row.recommender.scores(answers).tolist(), answers.n_history))
+        ms.append(cost)
+        masses.extend(label_mass(rows) for rows in answers.asked if has_labels)
+        cut += len(query.history) - answers.n_history
     notes = {"history_items_cut": float(cut)}
     if has_labels:
         notes["label_mass"] = float(np.mean(masses))
     kind = row.recommender.verbalizer.kind
     return Scored(row.name, tuple(rankings), row.settings, float(np.mean(ms)), notes, kind)
+
+
+def logged(row: Row, query: Query, store: Log) -> tuple[Answers, float]:
+    """What a row was answered about one query, and what that cost (milliseconds)."""
+    asked = _saved(store, row.asks, query)
+    twins = _saved(store, row.asks_twins, query) if row.asks_twins else None
+    answers = Answers(asked.logprobs, twins.logprobs if twins else (), asked.n_history)
+    return answers, asked.ms + (twins.ms if twins else 0.0)
 
 
 def n_answered(row: Row, queries: Sequence[Query], store: RunStore) -> int:

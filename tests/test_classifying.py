@@ -67,7 +67,8 @@ class Told:
 
 def test_prototypes_are_worked_out_by_hand():
     """States 0, 2 (class 0) and 4, 6 (class 1): their mean is 3, their deviation √5, class means ∓2/√5, and each state
-    is 1/√5 from its own, so the variance is 1/5. A state at 4 is at 1/√5: 9/5 from one mean in squares, 1/5 from the other.
+    is 1/√5 from its own, so the variance is 1/5. A state at 4 is at 1/√5: in squares 9/5 from one mean, 1/5 from the
+    other.
     """
     made = Prototypes.of(np.array([[0.0], [2.0], [4.0], [6.0]]), [0, 0, 1, 1], 2)
 

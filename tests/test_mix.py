@@ -189,12 +189,19 @@ def test_a_mix_is_arrays_and_json_and_comes_back_the_same():
 
 
 def test_weights_that_are_too_few_for_their_names_are_refused():
-    meta = {"names": ["sum", "twin"], "prior_share": 1.0, "loss": 1.0, "prior_loss": 1.0, "n_users": 4}
+    meta = {
+        "names": ["sum", "twin"],
+        "prior_share": 1.0,
+        "strength": None,
+        "loss": 1.0,
+        "prior_loss": 1.0,
+        "n_users": 4,
+    }
     with pytest.raises(DataError, match="a mix of 2 features needs as many finite weights"):
         Mix.from_tensors({"weights": np.array([1.0])}, meta)
 
 
 def test_features_of_another_row_are_refused():
-    found = Mix(("sum",), (1.0,), 1.0, 2.0, 2.0, 4)
+    found = Mix(("sum",), (1.0,), 1.0, math.inf, 2.0, 2.0, 4)
     with pytest.raises(DataError, match="features are judge score, but the mix is one of sum"):
         found.scores({"judge score": np.zeros(3)})

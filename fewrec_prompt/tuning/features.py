@@ -14,10 +14,11 @@ ROW is what the table calls the row.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from fewrec_prompt.recommender import Answers, Recommender
+from fewrec_prompt.recommender import UNCALIBRATED, Answers, Recommender
 from fewrec_prompt.tuning.mix import Floats
 from fewrec_prompt.types import Query
 
@@ -26,6 +27,7 @@ POPULARITY = "popularity"
 
 def features_of(row: str, recommender: Recommender, answers: Answers) -> dict[str, Floats]:
     """The features (n_candidates,) that a row's answers to one query hold; none of them is calibrated."""
+    plain = replace(recommender, calibration=UNCALIBRATED)
     if recommender.verbalizer.kind == "complete":
         (titles,) = answers.asked
         found = {
@@ -34,9 +36,9 @@ def features_of(row: str, recommender: Recommender, answers: Answers) -> dict[st
             f"{row} tokens": np.array([float(len(title)) for title in titles]),
         }
     else:
-        found = {f"{row} score": np.asarray(recommender.verbalizer.read(answers.asked))}
+        found = {f"{row} score": np.asarray(plain.scores(answers))}
     if recommender.calibration.needs_twin:
-        found[f"{row} twin"] = np.asarray(recommender.verbalizer.read(answers.twins))
+        found[f"{row} twin"] = np.asarray(plain.scores(replace(answers, asked=answers.twins)))
     return found
 
 

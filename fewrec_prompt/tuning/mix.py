@@ -39,6 +39,7 @@ class Mix:
     names: tuple[str, ...]
     weights: tuple[float, ...]  # nats for one unit of the feature
     prior_share: float  # what the prior as it is has in the average
+    strength: float  # that has most; inf: the prior as it is
     loss: float  # nats a person, each left out in turn
     prior_loss: float  # the same of the prior
     n_users: int
@@ -49,7 +50,8 @@ class Mix:
 
     def to_tensors(self) -> tuple[dict[str, Floats], dict[str, Any]]:
         """Arrays by name, and what JSON can say of them; `from_tensors` takes both."""
-        meta = asdict(self) | {"names": list(self.names)}
+        strength = self.strength if math.isfinite(self.strength) else None  # JSON has no infinity
+        meta = asdict(self) | {"names": list(self.names), "strength": strength}
         return {"weights": np.array(meta.pop("weights"))}, meta
 
     @classmethod
@@ -58,7 +60,8 @@ class Mix:
         weights, names = np.asarray(arrays["weights"], dtype=np.float64), tuple(meta["names"])
         if weights.shape != (len(names),) or not np.isfinite(weights).all():
             raise DataError(f"a mix of {len(names)} features needs as many finite weights, not {weights.tolist()}")
-        return cls(**{**meta, "names": names, "weights": tuple(weights.tolist())})
+        strength = math.inf if meta["strength"] is None else meta["strength"]
+        return cls(**{**meta, "names": names, "weights": tuple(weights.tolist()), "strength": strength})
 
 
 def fit(examples: Sequence[Example], logged: Sequence[Features], prior: Mapping[str, float]) -> Mix:
@@ -84,6 +87,7 @@ def fit(examples: Sequence[Example], logged: Sequence[Features], prior: Mapping[
         names,
         tuple(weights.tolist()),
         prior_share=float(shares[0]),
+        strength=(math.inf, *STRENGTHS)[int(shares.argmax())],
         loss=float(shares @ means),
         prior_loss=float(means[0]),
         n_users=len(examples),
