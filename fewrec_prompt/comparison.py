@@ -47,7 +47,7 @@ WORDS: dict[Better, dict[str, str]] = {
     "less": {"better": "worse", "worse": "better"},
     "neither": {"better": "higher", "worse": "lower"},
 }
-ROW_KEYS = ("prompt", "verbalizer", "calibration", "alpha", "length")
+ROW_KEYS = ("prompt", "verbalizer", "calibration", "alpha", "length", "orders")
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,7 +369,7 @@ def _template(run: FinishedRun, row: str) -> tuple[str, list[str]]:
 def _changed(sides: Sides) -> Iterator[tuple[str, Any, Any]]:
     """What else decides a result and is not the same: how the rows read, then data, model, numerics, versions."""
     own, other = sides.a.rows[sides.row_a], sides.b.rows[sides.row_b]
-    yield from ((key, own[key], other[key]) for key in ROW_KEYS if own[key] != other[key])
+    yield from ((key, own.get(key), other.get(key)) for key in ROW_KEYS if own.get(key) != other.get(key))
     members = own.get("members", []), other.get("members", [])  # a run of an older version has none
     if members[0] != members[1]:
         yield "members", *members

@@ -19,6 +19,7 @@ from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import BACKENDS, Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.baselines import BASELINES, check_baselines
+from fewrec_prompt.calibration import TRANSDUCTIVE
 from fewrec_prompt.data import parquet_files
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
@@ -33,6 +34,7 @@ from fewrec_prompt.runs import RunStore, check_folder, dump, finished, own_folde
 from fewrec_prompt.score_cache import score_cache
 from fewrec_prompt.scoring import Job, Progress, Row, Scored, silent
 from fewrec_prompt.significance import bootstrap_interval
+from fewrec_prompt.slices import item_groups
 from fewrec_prompt.tasks import EnsembleSettings, RowSettings, Task
 from fewrec_prompt.templates import Template
 from fewrec_prompt.types import Kind, Query, Ranking
@@ -323,7 +325,7 @@ class Early:
 
 
 def _parts(row: RowSettings) -> Chosen:
-    return choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length)
+    return choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length, row.orders)
 
 
 def _parts_of(recommender: Recommender) -> Chosen:
@@ -334,13 +336,14 @@ def _row_of(recommender: Recommender) -> RowSettings:
     """How a recommender at hand asks and reads. A verbalizer that is not its template's own has no name."""
     verbalizer, calibration = recommender.verbalizer, recommender.calibration
     own = recommender.template.front.verbalizer
-    by_name = verbalizers.load(own).model_dump(exclude={"length"})
+    by_row = verbalizers.of_rows(verbalizer)
+    by_name = verbalizers.load(own).model_dump(exclude=set(by_row))
     return RowSettings(
         prompt=recommender.template.name,
-        verbalizer=own if by_name == verbalizer.model_dump(exclude={"length"}) else f"own {verbalizer.kind}",
+        verbalizer=own if by_name == verbalizer.model_dump(exclude=set(by_row)) else f"own {verbalizer.kind}",
         calibrate=calibration.name,
-        alpha=calibration.alpha if calibration.needs_twin else None,
-        length=getattr(verbalizer, "length", None),
+        alpha=calibration.alpha if calibration.name != "none" else None,
+        **by_row,
     )
 
 
@@ -366,9 +369,9 @@ def _filled(rows: Sequence[RowSettings], parts: Sequence[Chosen]) -> tuple[RowSe
         row.model_copy(
             update={
                 "verbalizer": row.verbalizer or template.front.verbalizer,
-                "alpha": calibration.alpha if calibration.needs_twin else None,
-                "length": getattr(reader, "length", None),
+                "alpha": calibration.alpha if calibration.name != "none" else None,
             }
+            | verbalizers.of_rows(reader)
         )
         for row, (template, reader, calibration) in zip(rows, parts, strict=True)
     )
@@ -393,7 +396,7 @@ def _check_distinct(names: Sequence[str], what: str) -> None:
     for name in names:
         if name in taken:
             raise TaskError(
-                f"two {what} are called {name!r}; they must differ in prompt, verbalizer, length or calibration"
+                f"two {what} are called {name!r}; they must differ in prompt, verbalizer, length, orders or calibration"
             )
         taken.add(name)
 
@@ -402,9 +405,11 @@ def _name(row: RowSettings, template: Template) -> str:
     """A row's prompt, and whatever is not that prompt's default."""
     verbalizer = row.verbalizer if row.verbalizer != template.front.verbalizer else None
     length = row.length if row.length != "sum" else None
-    calibration = f"pmi {row.alpha:g}" if row.calibrate == "pmi" else None
+    orders = f"{row.orders} orders" if row.orders not in (None, 1) else None
+    calibration = f"{row.calibrate} {row.alpha:g}" if row.calibrate != "none" else None
+    warning = "(transductive)" if row.calibrate in TRANSDUCTIVE else None
     adapter = f"+ {Path(row.adapter).name}" if row.adapter else None
-    return " ".join(part for part in (row.prompt, verbalizer, length, calibration, adapter) if part)
+    return " ".join(part for part in (row.prompt, verbalizer, length, orders, calibration, warning, adapter) if part)
 
 
 def finish(
@@ -467,4 +472,5 @@ def _user(ranking: Ranking, query: Query, queries: QuerySet, kind: Kind | None) 
 
 
 def _shelf(queries: QuerySet) -> metrics.Shelf:
-    return metrics.Shelf.of(queries.popularity, (item for query in queries.queries for item in query.candidates))
+    items = (item for query in queries.queries for item in query.candidates)
+    return metrics.Shelf.of(queries.popularity, items, item_groups(queries))

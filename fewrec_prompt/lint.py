@@ -14,7 +14,15 @@ from fewrec_prompt.errors import TemplateError, did_you_mean
 from fewrec_prompt.types import Kind
 
 VARIABLES = ("history", "candidates", "item", "domain")
-REQUIRED: Mapping[Kind, str] = {"choose": "candidates", "judge": "item", "rate": "item"}
+REQUIRED: Mapping[Kind, str] = {
+    "choose": "candidates",
+    "judge": "item",
+    "rate": "item",
+    "channel": "item",
+    "pairwise": "candidates",
+    "setwise": "candidates",
+}
+HIDDEN: Mapping[Kind, tuple[str, ...]] = {"channel": ("history",)}  # what the model is to say, it must not be shown
 ROLES = ("system", "user", "assistant")
 
 
@@ -48,7 +56,8 @@ def check(trees: Mapping[str, nodes.Template], kind: Kind, first: str) -> None:
 
 
 def _check_names(tree: nodes.Template, file: str, kind: Kind, local: set[str]) -> None:
-    allowed = [name for name in VARIABLES if name != "item" or REQUIRED.get(kind) == "item"]
+    hidden = HIDDEN.get(kind, ()) if REQUIRED.get(kind) == "item" else ("item",)
+    allowed = [name for name in VARIABLES if name not in hidden]
     for name in sorted(meta.find_undeclared_variables(tree) - set(allowed) - local):
         line = min(node.lineno for node in tree.find_all(nodes.Name) if node.name == name)
         raise TemplateError(

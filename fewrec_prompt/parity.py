@@ -226,7 +226,7 @@ def run(work: Work, numerics: Numerics, say: Say = quiet, progress: Progress = s
     row = Row(work.row.prompt, work.row, recommender)
     with TemporaryDirectory() as folder, run_store(Path(folder) / "run", {}) as store:
         scoring.score(scoring.plan([row], work.queries), work.queries, store, progress)
-        keys = [key for key in (row.asks, row.asks_twins) if key]
+        keys = [row.asks, *row.asks_twins.values()]
         units = [[store.get(key, query.user_id) for key in keys] for query in work.queries]
         scored = scoring.read(row, work.queries, store)
     ms = [sum(unit.ms for unit in user if unit) for user in units]

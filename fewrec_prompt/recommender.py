@@ -28,7 +28,8 @@ from fewrec_prompt.registry import Registry
 from fewrec_prompt.templates import Template
 from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Domain, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
-from fewrec_prompt.verbalizers import Length, Verbalizer
+from fewrec_prompt.verbalizers import Group, Length, Orders, Rounds, Verbalizer
+from fewrec_prompt.verbalizers.base import mean
 
 LEARNING = Registry(
     "way to learn",
@@ -71,8 +72,14 @@ class Render:
 
     def __call__(self, query: Query, *, item: Item | None = None, labels: Sequence[str] = ()) -> Prompt:
         prompt = self.template.render(query, self.domain, item=item, labels=labels)
-        little = replace(query, history=query.history[-1:], candidates=query.candidates[:1])
-        return replace(prompt, n_shared=shared_length(prompt.text, _of_others(self, little, labels[:1])))
+        return replace(prompt, n_shared=shared_length(prompt.text, _of_others(self, _of_strangers(query), labels[:1])))
+
+
+def _of_strangers(query: Query) -> Query:
+    """A query of this kind as small as can be, with other titles; many queries have the same one."""
+    strangers = tuple(replace(item, id="", title="\N{CURRENCY SIGN}") for item in query.candidates[:1])
+    history = tuple(replace(taken, item=stranger) for taken in query.history[-1:] for stranger in strangers)
+    return replace(query, user_id="", history=history, candidates=strangers)
 
 
 @lru_cache(maxsize=8)
@@ -80,22 +87,23 @@ def _of_others(render: Render, query: Query, labels: Sequence[str]) -> str:
     """What the template says of another title: how far a prompt agrees with it, all prompts of the template agree."""
     if not query.candidates:
         return ""
-    stranger = replace(query.candidates[0], title="\N{CURRENCY SIGN}" + query.candidates[0].title)
-    history = tuple(replace(taken, item=stranger) for taken in query.history)
-    other = replace(query, history=history, candidates=(stranger,))
     try:
-        return render.template.render(other, render.domain, item=stranger, labels=labels).text
+        return render.template.render(query, render.domain, item=query.candidates[0], labels=labels).text
     except TemplateError:  # a template that needs more than such a query has shares nothing
         return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a model said about one query: the log-probabilities of its questions and, if asked, of their twins."""
+    """What a model said about one query: the log-probabilities of its questions and, if asked, of their twins.
+
+    Where a calibration has several twins, the answers to each come one after the other.
+    """
 
     asked: tuple[TokenLogprobs, ...]
     twins: tuple[TokenLogprobs, ...]
     n_history: int  # history items that fitted the context window
+    query: Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +136,7 @@ class Recommender:
 
     def __post_init__(self) -> None:
         check_kinds(self.template, self.verbalizer)
+        self.calibration.check(self.verbalizer)
 
     @classmethod
     def load(
@@ -139,6 +148,7 @@ class Recommender:
         calibrate: str = "none",
         alpha: float | None = None,
         length: Length | None = None,
+        orders: Orders | None = None,
         precision: str = "auto",
         device: str | None = None,
         int8_threshold: float | None = None,
@@ -151,11 +161,11 @@ class Recommender:
     ) -> Recommender:
         """A recommender from names: an embedded model, folder or hub id; a template; its own verbalizer by default.
 
-        `alpha` defaults to the verbalizer's own. What `precision` to `token_budget` mean stands in Numerics. `adapter`
-        is a folder of learnt weights; it is refused where it was learnt with something else, unless by `force`. `say`
-        is called with one line at a time about slow steps and choices.
+        `alpha`, `length` and `orders` default to the verbalizer's own. Numerics says what `precision` to
+        `token_budget` mean. `adapter` is a folder of learnt weights; it is refused where it was learnt with something
+        else, unless by `force`. `say` is called with one line at a time about slow steps and choices.
         """
-        template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length)
+        template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length, orders)
         numerics = Numerics(precision, device, int8_threshold, unit, token_budget)
         backend = BACKENDS.load("causal")(model, numerics, say=say)
         found = cls(template, reader, backend, domain, calibration)
@@ -204,6 +214,8 @@ class Recommender:
             raise VerbalizerError(
                 f"only verbalizers of kind 'complete' search a catalogue, not {self.verbalizer.kind!r}"
             )
+        if self.verbalizer.length == "chars" or self.calibration.name not in ("none", "pmi"):
+            raise VerbalizerError("a catalogue is searched by the sum or mean of tokens, plain or with pmi; name those")
         if k < 1:
             raise DataError(f"k is {k}; it must be at least 1")
         query = _whole_catalogue(history, catalogue)
@@ -223,7 +235,8 @@ class Recommender:
     def answers(self, query: Query) -> Answers:
         """Everything the model has to say for this query."""
         asked, n_history = self.ask(query)
-        return Answers(asked, self.ask_twin(query) if self.calibration.needs_twin else (), n_history)
+        twins = (rows for neutral in self.calibration.neutral for rows in self.ask_twin(query, neutral))
+        return Answers(asked, tuple(twins), n_history, query)
 
     def ask(self, query: Query) -> Asked:
         """Log-probabilities of the query's own questions, and how many history items fitted."""
@@ -233,19 +246,50 @@ class Recommender:
     def ask_all(self, queries: Sequence[Query], answer: Answer | None = None) -> list[Asked]:
         """The same for several users as one unit of computation; `answer` may stand before the backend."""
         fitted, groups = zip(*(self._fit(query) for query in queries), strict=True)
-        logged = self._answered(groups, answer)
-        for questions, rows in zip(groups, logged, strict=True):
-            self._check_label_mass(questions, rows)
+        if self.verbalizer.many_rounds:
+            logged = self._in_rounds(fitted, answer)
+        else:
+            logged = self._answered(groups, answer)
+            for questions, rows in zip(groups, logged, strict=True):
+                self._check_label_mass(questions, rows)
         return [(rows, len(query.history)) for query, rows in zip(fitted, logged, strict=True)]
 
-    def ask_twin(self, query: Query) -> tuple[TokenLogprobs, ...]:
-        """Log-probabilities of the same questions without history: a unit of its own, the same whoever asks."""
-        (asked,) = self.ask_twins([query])
+    def ask_twin(self, query: Query, neutral: str = "") -> tuple[TokenLogprobs, ...]:
+        """Log-probabilities of the same questions with a history that says nothing, or none: a unit of its own."""
+        (asked,) = self.ask_twins([query], neutral)
         return asked
 
-    def ask_twins(self, queries: Sequence[Query], answer: Answer | None = None) -> list[tuple[TokenLogprobs, ...]]:
+    def ask_twins(
+        self, queries: Sequence[Query], neutral: str = "", answer: Answer | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
         """The twins of several users as one unit of computation."""
-        return self._answered([self._ask(twin(query)) for query in queries], answer)
+        return self._answered([self._ask(twin(query, neutral)) for query in queries], answer)
+
+    def _in_rounds(self, queries: Sequence[Query], answer: Answer | None) -> list[tuple[TokenLogprobs, ...]]:
+        """Everything that was answered, round by round; the rounds of all these users are asked together."""
+        logged: list[list[TokenLogprobs]] = [[] for _ in queries]
+        assert isinstance(self.verbalizer, verbalizers.InGroups), "what asks in rounds asks about groups"
+        under_way = {at: self.verbalizer.rounds(query) for at, query in enumerate(queries)}
+        wanted = {at: groups for at, rounds in under_way.items() if (groups := next_groups(rounds))}
+        while wanted:
+            asked = [self._questions_about(queries[at], groups) for at, groups in wanted.items()]
+            answers = dict(zip(wanted, self._answered(asked, answer), strict=True))
+            for questions, (at, rows) in zip(asked, answers.items(), strict=True):
+                self._check_label_mass(questions, rows)
+                logged[at].extend(rows)
+            wanted = {at: groups for at, rows in answers.items() if (groups := next_groups(under_way[at], rows))}
+        return [tuple(rows) for rows in logged]
+
+    def _questions_about(self, query: Query, groups: Sequence[Group]) -> list[Question]:
+        assert isinstance(self.verbalizer, verbalizers.InGroups), "what asks in rounds asks about groups"
+        render = Render(self.template, self.domain)
+        questions = [self.verbalizer.question(query, group, render) for group in groups]
+        if not all(self._has_room(question) for question in questions):
+            raise BudgetError(
+                f"user {query.user_id!r}: a comparison of {len(groups[0])} candidates does not fit "
+                f"{self.backend.context_window} tokens; show fewer history items (`history` of the task)"
+            )
+        return questions
 
     def _answered(self, groups: Sequence[list[Question]], answer: Answer | None) -> list[tuple[TokenLogprobs, ...]]:
         """The answers to each group of questions, all asked together."""
@@ -254,8 +298,25 @@ class Recommender:
 
     def scores(self, answers: Answers) -> Any:
         """Scores (n_candidates,) in the order of the query's candidates; higher is better."""
-        twins = self.verbalizer.read(answers.twins) if self.calibration.needs_twin else None
-        return self.calibration.apply(self.verbalizer.read(answers.asked), twins)
+        if self.calibration.transductive:
+            raise VerbalizerError(
+                f"calibration {self.calibration.name!r} needs the answers of many users; rank them together in a task "
+                "(fewrec eval), or take a calibration by twins, such as 'pmi'"
+            )
+        return self.calibration.apply(self.raw_scores(answers), self.prior_scores(answers))
+
+    def raw_scores(self, answers: Answers) -> Any:
+        """Scores (n_candidates,) before any calibration."""
+        return self.verbalizer.read(answers.asked, answers.query)
+
+    def prior_scores(self, answers: Answers) -> Any:
+        """The mean score over all twins; None if there are none."""
+        neutral = self.calibration.neutral
+        if not neutral:
+            return None
+        size = len(answers.twins) // len(neutral)
+        parts = [answers.twins[at : at + size] for at in range(0, len(answers.twins), size)]
+        return mean([self.verbalizer.read(part, answers.query) for part in parts])
 
     def work(self, query: Query) -> int:
         """Tokens that the model computes to answer this query: what a progress bar needs."""
@@ -290,8 +351,10 @@ class Recommender:
 
     def _fits(self, query: Query) -> list[Question] | None:
         questions = self._ask(query)
-        fits = all(self.backend.n_tokens(question) <= self.backend.context_window for question in questions)
-        return questions if fits else None
+        return questions if all(map(self._has_room, questions)) else None
+
+    def _has_room(self, question: Question) -> bool:
+        return self.backend.n_tokens(question) <= self.backend.context_window
 
     def _check_label_mass(self, questions: Sequence[Question], asked: Sequence[TokenLogprobs]) -> None:
         for question, rows in zip(questions, asked, strict=True):
@@ -316,14 +379,31 @@ def check_kinds(template: Template, verbalizer: Verbalizer) -> None:
         )
 
 
-def choose(prompt: str, verbalizer: str | None, calibrate: str, alpha: float | None, length: Length | None) -> Chosen:
+def next_groups(rounds: Rounds, rows: Sequence[TokenLogprobs] | None = None) -> list[Group] | None:
+    """What rounds ask for after these answers; None when they have come to their scores."""
+    try:
+        return rounds.send(rows) if rows is not None else next(rounds)
+    except StopIteration:
+        return None
+
+
+def choose(
+    prompt: str,
+    verbalizer: str | None,
+    calibrate: str,
+    alpha: float | None,
+    length: Length | None,
+    orders: Orders | None = None,
+) -> Chosen:
     """Template, verbalizer and calibration from their names, checked against each other; None takes the default."""
     template = templates.load(prompt)
     reader = verbalizers.load(verbalizer or template.front.verbalizer)
     check_kinds(template, reader)
     if length is not None:
         reader = verbalizers.with_length(reader, length)
-    return template, reader, Calibration.named(calibrate, reader.alpha if alpha is None else alpha)
+    if orders is not None:
+        reader = verbalizers.with_orders(reader, orders)
+    return template, reader, Calibration.named(calibrate, alpha, reader)
 
 
 def of_titles(history: Sequence[str], candidates: Sequence[str], user_id: str = "user") -> Query:
@@ -353,8 +433,8 @@ def _whole_catalogue(history: Sequence[str | Item], catalogue: Sequence[str | It
 @lru_cache(maxsize=4)
 def twin_scores(recommender: Recommender, catalogue: tuple[Item, ...]) -> tuple[float, ...]:
     """What each title of the catalogue scores without a history: once a catalogue, whoever asks."""
-    twins = recommender.ask_twin(Query("twin", (), catalogue))
-    return tuple(recommender.verbalizer.read(twins).tolist())
+    whole = Query("twin", (), catalogue)
+    return tuple(recommender.verbalizer.read(recommender.ask_twin(whole), whole).tolist())
 
 
 def _check_titles(what: str, titles: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fewrec_prompt.backends import Backend
+from fewrec_prompt.calibration import TRANSDUCTIVE
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.metrics import Measured
 from fewrec_prompt.recommender import Render
@@ -113,6 +114,8 @@ def _row(scored: Scored, intervals: Mapping[str, Interval]) -> dict[str, Any]:
         "calibration": getattr(settings, "calibrate", None),
         "alpha": getattr(settings, "alpha", None),
         "length": getattr(settings, "length", None),
+        "orders": getattr(settings, "orders", None),
+        "transductive": getattr(settings, "calibrate", None) in TRANSDUCTIVE,
         "members": [member.model_dump(mode="json") for member in getattr(settings, "members", ())],
         "n_users": len(scored.rankings),
         "ms_per_user": scored.ms_per_user,
@@ -206,9 +209,10 @@ def _prompts(rows: Sequence[Row], query: Query, fitted: Mapping[str, int]) -> li
 
 def _first_question(row: Row, query: Query) -> tuple[int, str]:
     verbalizer, render = row.recommender.verbalizer, Render(row.recommender.template, row.recommender.domain)
-    if verbalizer.kind in ("judge", "rate"):  # a question a candidate: the others are not rendered to be thrown away
+    if verbalizer.kind in ("judge", "rate", "channel"):  # one a candidate: the others are not rendered for nothing
         return len(query.candidates), str(render(query, item=query.candidates[0]))
-    return 1, str(verbalizer.ask(query, render)[0].prompt)
+    asked = verbalizer.ask(query, render)
+    return len(asked), str(asked[0].prompt)
 
 
 def _columns(names: Sequence[str], places: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:

@@ -18,13 +18,15 @@ import numpy as np
 
 from fewrec_prompt.backends import Backend, Identity
 from fewrec_prompt.baselines import BASELINES
-from fewrec_prompt.calibration import twin
+from fewrec_prompt.calibration import priors, twin
 from fewrec_prompt.data.training import Training
+from fewrec_prompt.metrics.beyond import order_correlation
 from fewrec_prompt.recommender import Answers, Chosen, Ranker, Recommender, Render, label_mass
 from fewrec_prompt.runs import RunStore, Source, Unit
 from fewrec_prompt.score_cache import ScoreCache
 from fewrec_prompt.tasks import EnsembleSettings, RowSettings
 from fewrec_prompt.types import Domain, Kind, Query, Question, Ranking, TokenLogprobs
+from fewrec_prompt.verbalizers import AnyVerbalizer, InGroups
 
 Progress = Callable[[str, float, float], None]
 """Called after each unit with what is being scored, the work done and the work in all (in tokens)."""
@@ -47,16 +49,15 @@ class Row:
     def asks(self) -> str:
         """Identity of the questions this row asks: rows that share it share their answers."""
         template, verbalizer = self.recommender.template, self.recommender.verbalizer
-        words = verbalizer.model_dump_json(exclude={"description", "alpha", "length"})  # these only read
         domain = self.recommender.domain
         weights = self.adapter["sha256"] if self.adapter else ""
-        key = "\0".join((template.ref.sha256, words, domain.singular, domain.plural, domain.verb, weights))
+        key = "\0".join((template.ref.sha256, verbalizer.asks, domain.singular, domain.plural, domain.verb, weights))
         return sha256(key.encode()).hexdigest()[:16]
 
     @property
-    def asks_twins(self) -> str | None:
-        """Identity of the questions without history, if this row needs them."""
-        return self.asks + "/twin" if self.recommender.calibration.needs_twin else None
+    def asks_twins(self) -> Mapping[str, str]:
+        """Identity of the questions of each twin that this row needs, by what stands for the history in it."""
+        return {neutral: f"{self.asks}/twin {neutral}".rstrip() for neutral in self.recommender.calibration.neutral}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,12 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One set of questions that rows share: the queries' own, or their twins. `cost` is in tokens a user."""
+    """One set of questions that rows share: the queries' own, or those of a twin. `cost` is in tokens a user."""
 
     name: str
     key: str
     recommender: Recommender
-    twins: bool
+    neutral: str | None  # what stands for the history in the twin; None: these are the queries' own
     cost: float
 
     def run(self, queries: Sequence[Query], cache: ScoreCache | None = None) -> tuple[list[Unit], Source]:
@@ -90,8 +91,8 @@ class Job:
         """
         start = time.perf_counter()
         asking = Asking(self.recommender.backend, cache)
-        if self.twins:
-            answers = [(logprobs, 0) for logprobs in self.recommender.ask_twins(queries, asking)]
+        if self.neutral is not None:
+            answers = [(logprobs, 0) for logprobs in self.recommender.ask_twins(queries, self.neutral, asking)]
         else:
             answers = self.recommender.ask_all(queries, asking)
         ms = (1000 * (time.perf_counter() - start) - asking.ms_waited + asking.ms) / len(queries)
@@ -99,34 +100,39 @@ class Job:
 
 
 class Asking:
-    """Answers a unit once: from the cache if it is kept there, else by the model, and then it is kept."""
+    """Answers a unit once: from the cache if it is kept there, else by the model, and then it is kept.
+
+    Users who are asked in many rounds make one unit of each. `source` and times are those of all rounds together.
+    """
 
     def __init__(self, backend: Backend, cache: ScoreCache | None) -> None:
         self._backend, self._cache = backend, cache
-        self.source: Source = "scored"
+        self.source: Source = "cached"  # until the model has to answer something
         self.ms = self.ms_waited = 0.0  # of the model, now or when it was asked; spent on the model and the cache
 
     def __call__(self, questions: list[Question]) -> list[TokenLogprobs]:
         name = None if self._cache is None else self._backend.identity(questions)
         begin = time.perf_counter()
         if self._cache is None or name is None:
-            answers = self._scored(questions)
+            answers, _ = self._scored(questions)
         elif kept := self._cache.get(name.key):
-            self.source, self.ms = "cached", kept.ms
+            self.ms += kept.ms
             answers = _grouped(kept.rows, name, questions)
         else:
-            answers = self._scored(questions)
+            answers, ms = self._scored(questions)
             if self._backend.identity(questions) == name:  # it is not where memory ran out on the way: see engine.py
                 flat = [row for rows in answers for row in rows]
-                self._cache.put(name.key, [flat[at] for at in name.order], self.ms)
-        self.ms_waited = 1000 * (time.perf_counter() - begin)
+                self._cache.put(name.key, [flat[at] for at in name.order], ms)
+        self.ms_waited += 1000 * (time.perf_counter() - begin)
         return answers
 
-    def _scored(self, questions: list[Question]) -> list[TokenLogprobs]:
+    def _scored(self, questions: list[Question]) -> tuple[list[TokenLogprobs], float]:
+        """What the model answers, and in how many milliseconds."""
         begin = time.perf_counter()
         answers = self._backend.logprobs(questions)
-        self.ms = 1000 * (time.perf_counter() - begin)
-        return answers
+        ms = 1000 * (time.perf_counter() - begin)
+        self.source, self.ms = "scored", self.ms + ms
+        return answers, ms
 
 
 def _grouped(rows: Sequence[np.ndarray], name: Identity, questions: Sequence[Question]) -> list[TokenLogprobs]:
@@ -144,8 +150,8 @@ def rehearse(parts: Sequence[Chosen], domain: Domain, queries: Sequence[Query]) 
     done: set[str] = set()
     for template, verbalizer, calibration in parts:
         render = Render(template, domain)
-        if calibration.needs_twin:
-            verbalizer.ask(twin(queries[0]), render)
+        for neutral in calibration.neutral:
+            verbalizer.ask(twin(queries[0], neutral), render)
         key = template.ref.sha256 + verbalizer.model_dump_json()
         if key not in done:
             done.add(key)
@@ -158,17 +164,18 @@ def plan(rows: Sequence[Row], queries: Sequence[Query]) -> list[Job]:
     jobs: dict[str, Job] = {}
     for row in rows:
         if row.asks not in jobs:
-            jobs[row.asks] = _job(row, row.asks, queries, twins=False)
-        if row.asks_twins and row.asks_twins not in jobs:
-            jobs[row.asks_twins] = _job(row, row.asks_twins, queries, twins=True)
+            jobs[row.asks] = _job(row, row.asks, queries)
+        for neutral, key in row.asks_twins.items():
+            if key not in jobs:
+                jobs[key] = _job(row, key, queries, neutral)
     return list(jobs.values())
 
 
-def _job(row: Row, key: str, queries: Sequence[Query], *, twins: bool, sample: int = 3) -> Job:
-    asked = [twin(query) if twins else query for query in queries[:sample]]
+def _job(row: Row, key: str, queries: Sequence[Query], neutral: str | None = None, sample: int = 3) -> Job:
+    asked = [query if neutral is None else twin(query, neutral) for query in queries[:sample]]
     cost = float(np.mean([row.recommender.work(query) for query in asked]))
-    name = f"{row.settings.prompt} without history" if twins else row.settings.prompt
-    return Job(name, key, row.recommender, twins, cost)
+    about = "" if neutral is None else f" with history {neutral!r}" if neutral else " without history"
+    return Job(row.settings.prompt + about, key, row.recommender, neutral, cost)
 
 
 def score(
@@ -212,10 +219,9 @@ class Log(Protocol):
 
 def read(row: Row, queries: Sequence[Query], store: Log) -> Scored:
     """Turn the logged answers of a row into rankings."""
-    rankings, ms, cut = [], [], 0
-    masses: list[float] = []
-    has_labels = row.recommender.verbalizer.kind != "complete"
+    answers, ms = [], []
     for query in queries:
+<<<<<<< HEAD
         answers, cost = logged(row, query, store)
         rankings.append(Ranking.from_scores(query, row.recommender.scores(answers).tolist(), answers.n_history))
         ms.append(cost)
@@ -226,6 +232,43 @@ def read(row: Row, queries: Sequence[Query], store: Log) -> Scored:
         notes["label_mass"] = float(np.mean(masses))
     kind = row.recommender.verbalizer.kind
     return Scored(row.name, tuple(rankings), row.settings, float(np.mean(ms)), notes, kind)
+=======
+        asked = _saved(store, row.asks, query)
+        twins = [_saved(store, key, query) for key in row.asks_twins.values()]
+        said = tuple(rows for unit in twins for rows in unit.logprobs)
+        answers.append(Answers(asked.logprobs, said, asked.n_history, query))
+        ms.append(asked.ms + sum(unit.ms for unit in twins))
+    scores = _scores(row.recommender, answers)
+    rankings = tuple(
+        Ranking.from_scores(own.query, points.tolist(), own.n_history)
+        for own, points in zip(answers, scores, strict=True)
+    )
+    notes = _notes(row.recommender.verbalizer, answers, scores)
+    return Scored(row.name, rankings, row.settings, float(np.mean(ms)), notes, row.recommender.verbalizer.kind)
+
+
+def _scores(recommender: Recommender, answers: Sequence[Answers]) -> list[np.ndarray]:
+    """Scores of each user; a transductive calibration looks at all of them together."""
+    calibration = recommender.calibration
+    if not calibration.transductive:
+        return [recommender.scores(own) for own in answers]
+    raw = [recommender.raw_scores(own) for own in answers]
+    expected = priors(calibration.name, raw, [own.query for own in answers])
+    return [calibration.apply(own, prior) for own, prior in zip(raw, expected, strict=True)]
+
+
+def _notes(verbalizer: AnyVerbalizer, answers: Sequence[Answers], scores: Sequence[np.ndarray]) -> dict[str, float]:
+    """What else the answers reveal, as numbers over all users."""
+    asked = [rows for own in answers for rows in own.asked]
+    notes = {"history_items_cut": float(sum(len(own.query.history) - own.n_history for own in answers))}
+    if verbalizer.has_labels and asked:
+        notes["label_mass"] = float(np.mean([label_mass(rows) for rows in asked]))
+    if isinstance(verbalizer, InGroups) and max(map(len, scores)) > 1:
+        notes["position_bias"] = float(np.nanmean([order_correlation(points) for points in scores]))
+    if verbalizer.many_rounds:
+        notes["questions_per_user"] = len(asked) / len(answers)
+    return notes
+>>>>>>> main
 
 
 def logged(row: Row, query: Query, store: Log) -> tuple[Answers, float]:
@@ -238,7 +281,7 @@ def logged(row: Row, query: Query, store: Log) -> tuple[Answers, float]:
 
 def n_answered(row: Row, queries: Sequence[Query], store: RunStore) -> int:
     """How many of the queries, from the first on, have all the answers that this row reads."""
-    keys = [key for key in (row.asks, row.asks_twins) if key]
+    keys = [row.asks, *row.asks_twins.values()]
     lacks = (any(store.get(key, query.user_id) is None for key in keys) for query in queries)
     return next((at for at, lacking in enumerate(lacks) if lacking), len(queries))
 

@@ -12,11 +12,11 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, get_args
 
 from fewrec_prompt import templates, verbalizers
-from fewrec_prompt.calibration import CalibrationName
+from fewrec_prompt.calibration import NAMES, WEIGHED, Calibration, CalibrationName
 from fewrec_prompt.errors import TaskError, did_you_mean
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tasks import RowSettings
-from fewrec_prompt.verbalizers import Length
+from fewrec_prompt.verbalizers import Length, Orders
 
 if TYPE_CHECKING:
     import optuna
@@ -36,7 +36,7 @@ class Space:
     prompts: tuple[str, ...] = ()  # none: those of the task's rows
     verbalizers: tuple[str, ...] = ()
     calibrations: tuple[CalibrationName, ...] = ("none", "pmi")
-    alphas: tuple[float, ...] = ALPHAS  # weights of pmi; with alpha 0 it is "none" again
+    alphas: tuple[float, ...] = ALPHAS  # weights of calibrations; with alpha 0 each is "none" again
     lengths: tuple[Length, ...] = ()  # of whole titles; none: the verbalizer's own rule
 
     @staticmethod
@@ -59,6 +59,8 @@ class Asked:
     prompt: str
     verbalizer: str
     lengths: tuple[Length | None, ...]
+    orders: Orders | None
+    calibrations: tuple[CalibrationName, ...]  # those of the space that mean something for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,6 @@ class Grid:
     """A space over the prompts of a task, with every default filled in."""
 
     asked: tuple[Asked, ...]
-    calibrations: tuple[CalibrationName, ...]
     alphas: tuple[float, ...]
 
     def rows(self) -> list[RowSettings]:
@@ -74,37 +75,50 @@ class Grid:
         rows = [
             _row(asked, length, calibration, alpha)
             for asked in self.asked
-            for length, (calibration, alpha) in product(asked.lengths, self._readings())
+            for length, (calibration, alpha) in product(asked.lengths, self.readings(asked))
         ]
         return sorted(rows, key=_plainness)
 
-    def _readings(self) -> Iterator[tuple[CalibrationName, float | None]]:
-        for calibration in self.calibrations:
-            yield from ((calibration, alpha) for alpha in (self.alphas if calibration == "pmi" else (None,)))
+    def readings(self, asked: Asked) -> Iterator[tuple[CalibrationName, float | None]]:
+        """Every calibration of these questions, with every alpha."""
+        for calibration in asked.calibrations:
+            yield from ((calibration, alpha) for alpha in (self.alphas if calibration in WEIGHED else (None,)))
 
     def suggest(self, trial: optuna.trial.Trial) -> RowSettings:
         """The candidate that a sampler wants to see next. What does not matter to it is not asked for."""
         asked = self.asked[trial.suggest_categorical("questions", range(len(self.asked)))]
         length = asked.lengths[trial.suggest_categorical(f"length {asked.verbalizer}", range(len(asked.lengths)))]
-        calibration = self.calibrations[trial.suggest_categorical("calibrate", range(len(self.calibrations)))]
-        if calibration != "pmi":
+        named = asked.calibrations
+        calibration = named[trial.suggest_categorical(f"calibrate {len(named)}", range(len(named)))]
+        if calibration not in WEIGHED:
             return _row(asked, length, calibration, None)
         return _row(asked, length, calibration, self.alphas[trial.suggest_int("alpha", 0, len(self.alphas) - 1)])
 
 
 def _row(asked: Asked, length: Length | None, calibration: CalibrationName, alpha: float | None) -> RowSettings:
     return RowSettings(
-        prompt=asked.prompt, verbalizer=asked.verbalizer, calibrate=calibration, alpha=alpha, length=length
+        prompt=asked.prompt,
+        verbalizer=asked.verbalizer,
+        calibrate=calibration,
+        alpha=alpha,
+        length=length,
+        orders=asked.orders,
     )
 
 
 def _plainness(row: RowSettings) -> tuple[Any, ...]:
-    return (row.calibrate != "none", abs(row.alpha or 0.0), row.length == "mean", row.prompt, str(row.verbalizer))
+    return (
+        row.calibrate != "none",
+        abs(row.alpha or 0.0),
+        row.length not in (None, "sum"),
+        row.prompt,
+        str(row.verbalizer),
+    )
 
 
 def grid(space: Space, rows: Sequence[RowSettings]) -> Grid:
     """The candidates of a space; `rows` are those of the task. Raises TaskError for what cannot be searched."""
-    _check_known("calibration", space.calibrations, get_args(CalibrationName))
+    _check_known("calibration", space.calibrations, NAMES)
     _check_known("length rule", space.lengths, get_args(Length))
     prompts = sorted(set(space.prompts) or {row.prompt for row in rows})
     own = {(row.prompt, row.verbalizer) for row in rows} if not space.prompts and not space.verbalizers else set()
@@ -112,8 +126,9 @@ def grid(space: Space, rows: Sequence[RowSettings]) -> Grid:
     _check_used("verbalizer", space.verbalizers, {one.verbalizer for one in asked})
     if space.lengths and not any(set(one.lengths) & set(space.lengths) for one in asked):
         raise TaskError("a length rule is for prompts that score whole titles (kind 'complete'), and none is tried")
-    made = Grid(asked, tuple(sorted(set(space.calibrations))), _alphas(space))
-    n = sum(len(one.lengths) for one in asked) * sum(1 for _ in made._readings())
+    _check_used("calibration", space.calibrations, {name for one in asked for name in one.calibrations})
+    made = Grid(tuple(one for one in asked if one.calibrations), _alphas(space))
+    n = sum(len(one.lengths) * sum(1 for _ in made.readings(one)) for one in made.asked)
     if not 0 < n <= N_MOST:
         raise TaskError(f"{n} candidates are to be tried; name 1 to {N_MOST}")
     return made
@@ -126,16 +141,19 @@ def _asked(prompts: Sequence[str], space: Space, own: set[tuple[str, str | None]
         fitting = {name for name, one in named.items() if one.kind == template.kind}
         fitting = fitting or {verbalizer or template.front.verbalizer for its, verbalizer in own if its == prompt}
         for name in fitting or {template.front.verbalizer}:
-            rule = getattr(named.get(name) or verbalizers.load(name), "length", None)
-            yield Asked(prompt, name, tuple(sorted(set(space.lengths))) if rule and space.lengths else (rule,))
+            reader = named.get(name) or verbalizers.load(name)
+            usual = verbalizers.of_rows(reader)
+            lengths = tuple(sorted(set(space.lengths))) if usual["length"] and space.lengths else (usual["length"],)
+            calibrations = tuple(one for one in sorted(set(space.calibrations)) if Calibration(one).fits(reader))
+            yield Asked(prompt, name, lengths, usual["orders"], calibrations)
 
 
 def _alphas(space: Space) -> tuple[float, ...]:
     if unknown := [alpha for alpha in space.alphas if not math.isfinite(alpha)]:
         raise TaskError(f"alpha is {unknown[0]}; give finite numbers")
     alphas = sorted(set(space.alphas) - ({0.0} if "none" in space.calibrations else set()))
-    if not alphas and "pmi" in space.calibrations:
-        raise TaskError("pmi is to be tried, but with no alpha other than 0; name one, such as 0.5")
+    if not alphas and (weighed := [name for name in space.calibrations if name in WEIGHED]):
+        raise TaskError(f"{weighed[0]} is to be tried, but with no alpha other than 0; name one, such as 0.5")
     return tuple(alphas)
 
 

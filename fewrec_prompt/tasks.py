@@ -16,7 +16,7 @@ from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 from fewrec_prompt import artifacts, assets
 from fewrec_prompt.artifacts import Settings
 from fewrec_prompt.assets import Say, quiet
-from fewrec_prompt.calibration import CalibrationName
+from fewrec_prompt.calibration import NAMES, CalibrationName
 from fewrec_prompt.data import read_dataset
 from fewrec_prompt.data.candidates import SamplerName, sampler_of
 from fewrec_prompt.data.catalogue import OnProblem, read_catalogue
@@ -33,7 +33,7 @@ from fewrec_prompt.data.tables import sha256_of
 from fewrec_prompt.data.training import part_at
 from fewrec_prompt.errors import ArtifactError, DataError, TaskError, did_you_mean
 from fewrec_prompt.types import Domain, Item
-from fewrec_prompt.verbalizers import Length
+from fewrec_prompt.verbalizers import Length, Orders
 
 DEFAULT_USERS, DEFAULT_HISTORY, DEFAULT_CANDIDATES = 200, 10, 20
 BASELINES = ("random", "popularity")
@@ -164,12 +164,13 @@ class RowSettings(Settings):
     calibrate: CalibrationName = "none"
     alpha: FiniteFloat | None = None  # None: the verbalizer's own
     length: Length | None = None
+    orders: Orders | None = None
     adapter: str | None = None  # folder of learnt weights; a path starts from the working directory
 
     @model_validator(mode="after")
     def _weighs_something(self) -> Self:
         if self.alpha is not None and self.calibrate == "none":
-            raise ValueError('`alpha` is the weight of a calibration; add calibrate = "pmi"')
+            raise ValueError(f"`alpha` is the weight of a calibration; add calibrate, one of {', '.join(NAMES[1:])}")
         return self
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any, NoReturn
 
-from jinja2 import FunctionLoader, StrictUndefined, Undefined
+from jinja2 import FunctionLoader, StrictUndefined, Undefined, meta
 from jinja2 import Template as CompiledTemplate
 from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -97,6 +97,7 @@ class Template:
     text: str
     compiled: CompiledTemplate
     files: tuple[Path, ...]  # it was read from: itself, and what it extends or includes
+    uses: frozenset[str]  # the variables it names
 
     @property
     def name(self) -> str:
@@ -113,7 +114,7 @@ class Template:
         """
         values = {
             "history": tuple(_of_interaction(interaction) for interaction in query.history),
-            "candidates": _labelled(query.candidates, labels),
+            "candidates": _labelled(query.candidates, labels) if "candidates" in self.uses else (),
             "domain": Record({"singular": domain.singular, "plural": domain.plural, "verb": domain.verb}),
         }
         if item is not None:
@@ -173,7 +174,8 @@ def read(path: Path) -> Template:
         raise TemplateError(f"{path}: nested too deeply") from error
     lint.check(trees, front.kind, str(path))
     digest = sha256(b"\0".join(loader.texts[name].encode() for name in sorted(loader.texts))).hexdigest()
-    return Template(front, TemplateRef(path.stem, str(path), digest), text, compiled, tuple(loader.files))
+    uses = frozenset[str]().union(*map(meta.find_undeclared_variables, trees.values()))
+    return Template(front, TemplateRef(path.stem, str(path), digest), text, compiled, tuple(loader.files), uses)
 
 
 def _front_matter(text: str, path: Path) -> FrontMatter:

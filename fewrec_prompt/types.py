@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-Kind = Literal["choose", "judge", "rate", "complete"]
+Kind = Literal["choose", "judge", "rate", "complete", "channel", "pairwise", "setwise"]
 TokenLogprobs: TypeAlias = "tuple[np.ndarray, ...]"
 """Per-token log-probabilities (nats) of the continuations of one question: one float64 row (n_tokens,) each."""
 

@@ -263,10 +263,10 @@ def test_a_missing_column_and_too_few_candidates(here: Path) -> None:
     assert "'candidates'" in said
 
 
-def test_fewer_labels_than_candidates(here: Path) -> None:
-    (here / "ab.toml").write_text('kind = "choose"\ndescription = "d"\nlabels = ["A", "B"]\n')
-    said = refused(here, *EVAL, "--prompt", "choose", "--verbalizer", "ab.toml")
-    assert "user 'u1': 3 candidates but only 2 labels" in said
+def test_one_label_for_several_candidates(here: Path) -> None:
+    (here / "a.toml").write_text('kind = "choose"\ndescription = "d"\nlabels = ["A"]\n')
+    said = refused(here, *EVAL, "--prompt", "choose", "--verbalizer", "a.toml")
+    assert "user 'u1': 3 candidates but only 1 label" in said
 
 
 def test_labels_that_this_model_cannot_tell_apart(here: Path, model: Path) -> None:
@@ -323,7 +323,10 @@ def test_an_unfinished_run_of_another_command(here: Path, model: Path) -> None:
         (("search", "tiny", "--alpha", "1", "--calibrate", "none"), "add --calibrate pmi"),
         (("search", "tiny", "--alpha", "1", "--alpha-range", "0", "1"), "give one of them"),
         (("search", "tiny", "--alpha-range", "1", "0"), "is no range"),
-        (("search", "tiny", "--calibrate", "pmy"), "unknown calibration 'pmy'; known: none, pmi. Did you mean 'pmi'?"),
+        (
+            ("search", "tiny", "--calibrate", "pmy"),
+            "unknown calibration 'pmy'; known: batch, contextual, none, pmi, position. Did you mean 'pmi'?",
+        ),
         (("search", "tiny", "--metric", "coverage@10"), "choose by another metric"),
         (("search", "tiny", "--verbalizer", "letters"), "none of the prompts fits verbalizer 'letters'"),
         (("rank", "--candidates", "a"), "Missing option '--history'"),

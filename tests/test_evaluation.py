@@ -94,6 +94,8 @@ def test_run_json_holds_what_it_takes_to_repeat_the_run(tmp_path: Path) -> None:
         "calibrate": "pmi",
         "alpha": 0.6,
         "length": "sum",
+        "orders": None,
+        "adapter": None,
     }
     assert "{% for seen in history %}" in record["templates"]["complete"]["text"]
     assert len(record["templates"]["complete"]["sha256"]) == 64
@@ -341,11 +343,11 @@ def refused(tmp_path: Path, task: Task) -> str:
     return str(caught.value)
 
 
-def test_too_few_labels_are_found_before_anything_is_asked(tmp_path: Path) -> None:
+def test_a_label_that_compares_nothing_is_found_before_anything_is_asked(tmp_path: Path) -> None:
     few = tmp_path / "few.toml"
-    few.write_text('kind = "choose"\ndescription = "d"\nlabels = ["A", "B", "C"]\n')
+    few.write_text('kind = "choose"\ndescription = "d"\nlabels = ["A"]\n')
     said = refused(tmp_path, tiny(RowSettings(prompt="choose", verbalizer=str(few))))
-    assert "user 'ann': 6 candidates but only 3 labels" in said
+    assert "user 'ann': 6 candidates but only 1 label" in said
 
 
 def test_a_field_that_no_item_has_is_found_before_anything_is_asked(tmp_path: Path) -> None:

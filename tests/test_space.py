@@ -74,7 +74,7 @@ def test_a_range_has_both_its_ends_and_twentieths_between_them() -> None:
     ("space", "said"),
     [
         (Space(calibrations=("pmy",)), "unknown calibration 'pmy'.*Did you mean 'pmi'"),  # type: ignore[arg-type]
-        (Space(lengths=("median",)), "unknown length rule 'median'; known: mean, sum"),  # type: ignore[arg-type]
+        (Space(lengths=("median",)), "unknown length rule 'median'; known: chars, mean, sum"),  # type: ignore[arg-type]
         (Space(alphas=(math.nan,)), "alpha is nan; give finite numbers"),
         (Space(alphas=tuple(map(float, range(3000)))), "candidates are to be tried; name 1 to 2000"),
         (Space(calibrations=()), "0 candidates"),

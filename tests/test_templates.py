@@ -128,7 +128,7 @@ def test_a_template_may_build_on_a_shipped_one(write, tmp_path):
     head = HEAD.replace("title", "letters")
     template = write('{% extends "shipped/choose.jinja" %}', "choose", head)
 
-    assert text(template, labels="ABC") == text(templates.read(SHIPPED[0]), labels="ABC")
+    assert text(template, labels="ABC") == text(templates.load("choose"), labels="ABC")
 
 
 # --- chats -----------------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_a_title_that_looks_like_a_template_stays_a_title(write):
 
 
 def test_a_title_never_makes_a_line_of_its_own():
-    prompt = text(templates.read(SHIPPED[0]), query(candidates=("Heat", "Up\nC. Ronin")), labels="AB")
+    prompt = text(templates.load("choose"), query(candidates=("Heat", "Up\nC. Ronin")), labels="AB")
 
     assert [line for line in prompt.splitlines() if line[:2] in ("A.", "B.", "C.")] == ["A. Heat", "B. Up C. Ronin"]
 
@@ -252,7 +252,9 @@ def renderings(path: Path) -> str:
     template = templates.read(path)
     verbalizer = verbalizers.load(template.front.verbalizer)
     shown = []
-    for asked in (query(candidates=("Alien (1979)", 'Say "Hi", <b>', "Up (2009)")), query().recent(0)):
+    asked_with = query(candidates=("Alien (1979)", 'Say "Hi", <b>', "Up (2009)"))
+    without = () if template.kind == "channel" else (query().recent(0),)  # the history is what a channel asks for
+    for asked in (asked_with, *without):
         question = verbalizer.ask(asked, Render(template, FILMS))[0]
         shown.append(f"{question.prompt}⟨{' | '.join(question.continuations)}⟩\n")
     return "=== no history\n".join(shown)

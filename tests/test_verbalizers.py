@@ -1,4 +1,4 @@
-"""What is asked and how answers become scores, with numbers worked out by hand; calibration on top of them."""
+"""What is asked and how answers become scores, with numbers worked out by hand."""
 
 import math
 from dataclasses import replace
@@ -10,10 +10,9 @@ from _tiny import FILMS, query
 
 from fewrec_prompt import artifacts, templates, verbalizers
 from fewrec_prompt.backends.toy import ToyBackend
-from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.errors import VerbalizerError
 from fewrec_prompt.recommender import Recommender
-from fewrec_prompt.verbalizers import Choose, Complete, Judge, Rate
+from fewrec_prompt.verbalizers import Channel, Choose, Complete, Judge, Rate
 
 approx = pytest.approx
 
@@ -22,11 +21,13 @@ BODY = {
     "judge": "{{ item.title }}?",
     "rate": "{{ item.title }}?",
     "complete": "{% for x in history %}{{ x.title }} {% endfor %}?",
+    "channel": "{{ item.title }}?",
 }
 LETTERS = Choose(kind="choose", description="", labels=("A", "B", "C"))
 YES_NO = Judge(kind="judge", description="", yes=("Yes", "Sure"), no=("No",))
 STARS = Rate(kind="rate", description="", labels=("1", "2", "3"))
 TITLE = Complete(kind="complete", description="")
+HISTORY = Channel(kind="channel", description="")
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_candidates_rank_by_log_odds_and_not_by_the_difference_of_probabilities(
 
     one_word = YES_NO.model_copy(update={"yes": ("Yes",)})
 
-    assert one_word.read([sure, torn]).argmax() == 0
+    assert one_word.read([sure, torn], query(candidates=("x", "y"))).argmax() == 0
 
 
 @pytest.mark.parametrize("verbalizer", [LETTERS, YES_NO], ids=["choose", "judge"])
@@ -102,7 +103,77 @@ def test_a_constant_on_all_logits_moves_no_candidate(verbalizer):
     rows = rows[: 1 if verbalizer is LETTERS else 2]
     moved = [tuple(row - 3.0 for row in group) for group in rows]
 
-    assert np.argsort(verbalizer.read(rows)).tolist() == np.argsort(verbalizer.read(moved)).tolist()
+    asked = query(candidates=("x", "y", "z") if verbalizer is LETTERS else ("x", "y"))
+    assert np.argsort(verbalizer.read(rows, asked)).tolist() == np.argsort(verbalizer.read(moved, asked)).tolist()
+
+
+def test_several_words_for_an_answer_count_as_any_of_them_or_by_their_geometric_mean(recommender):
+    """Yes .4 and Sure .1: together .5, on the geometric mean .2."""
+    said = {"Yes": 0.4, "Sure": 0.1, "No": 0.2}
+    by_mean_log = YES_NO.model_copy(update={"pool": "mean-log"})
+
+    assert scores(recommender(YES_NO, said), query(candidates=("x",)))["x"] == approx(math.log(0.5 / 0.2))
+    assert scores(recommender(by_mean_log, said), query(candidates=("x",)))["x"] == approx(
+        math.log(0.2 / 0.2), abs=1e-9
+    )
+
+
+def test_a_rating_may_have_several_words(recommender):
+    """Bad is "1" or "one", .1 and .1; good is "2", .3: (.2 + 2 · .3) / .5, or with the mean log (.1 + 2 · .3) / .4."""
+    said = {"1": 0.1, "one": 0.1, "2": 0.3}
+    stars = Rate(kind="rate", description="", labels=(("1", "one"), "2"))
+    by_mean_log = stars.model_copy(update={"pool": "mean-log"})
+
+    made = recommender(stars, said)
+    assert scores(made, query(candidates=("x",)))["x"] == approx(0.8 / 0.5)
+    assert scores(recommender(by_mean_log, said), query(candidates=("x",)))["x"] == approx(0.7 / 0.4)
+    assert made.backend.asked[0].continuations == (" 1", " one", " 2")
+
+
+def test_a_word_of_several_tokens_is_scored_whole(recommender):
+    of_course = Judge(kind="judge", description="", yes=("Of course",), no=("No",))
+
+    found = scores(recommender(of_course, {"Of": 0.5, "course": 0.4, "No": 0.1}), query(candidates=("x",)))
+
+    assert found["x"] == approx(math.log(0.5 * 0.4 / 0.1))
+
+
+def test_a_score_per_character_divides_by_the_characters_of_the_title(recommender):
+    made = recommender(verbalizers.with_length(TITLE, "chars"), {"Heat": 0.5, "II": 0.25, ".": 0.8})
+
+    assert scores(made, query(candidates=("Heat", "Heat II"))) == {
+        "Heat": approx(math.log(0.5 * 0.8) / 4),
+        "Heat II": approx(math.log(0.5 * 0.25 * 0.8) / 7),
+    }
+
+
+def test_a_channel_scores_the_whole_history_after_each_candidate(recommender):
+    made = recommender(HISTORY, {"Heat": 0.5, "Up": 0.25, ".": 0.8})
+
+    ranking = made.rank(query(history=("Heat", "Up"), candidates=("x", "y")))
+
+    assert ranking.scores == approx([math.log(0.5 * 0.8 * 0.25 * 0.8)] * 2)
+    assert [(str(one.prompt), one.continuations) for one in made.backend.asked] == [
+        ("x?", (" Heat . Up .",)),
+        ("y?", (" Heat . Up .",)),
+    ]
+
+
+def test_a_channel_prefers_the_candidate_that_explains_the_history(recommender):
+    class Explains(ToyBackend):
+        def logprobs(self, questions, *, grad=False):
+            for question in questions:
+                self.probabilities["Heat"] = 0.4 if str(question.prompt) == "Ronin?" else 0.1
+                yield from super().logprobs([question])
+
+    made = replace(recommender(HISTORY, {}), backend=Explains())
+
+    assert made.rank(query(history=("Heat",), candidates=("Up", "Ronin"))).item_ids == ("i-Ronin", "i-Up")
+
+
+def test_a_channel_without_history_is_refused(recommender):
+    with pytest.raises(VerbalizerError, match=r"user 'u1': no history, which is what kind 'channel' scores"):
+        recommender(HISTORY, {}).rank(query(history=()))
 
 
 def test_mean_length_does_not_punish_long_titles(recommender):
@@ -137,7 +208,13 @@ def test_candidates_may_share_a_title_and_then_tie(recommender):
 
 # --- numpy and torch -------------------------------------------------------------------------------------------------
 
-ONE_ROUND = [(LETTERS, 1), (YES_NO, 2), (STARS, 2), (TITLE, 1), (verbalizers.with_length(TITLE, "mean"), 1)]
+ONE_ROUND = [
+    (LETTERS, 1),
+    (YES_NO, 2),
+    (YES_NO.model_copy(update={"pool": "mean-log"}), 2),
+    (STARS, 2),
+    *((verbalizers.with_length(TITLE, length), 1) for length in verbalizers.LENGTHS),
+]
 
 
 @pytest.mark.parametrize(("verbalizer", "n_questions"), ONE_ROUND, ids=lambda value: getattr(value, "kind", ""))
@@ -147,10 +224,12 @@ def test_what_is_tuned_is_what_is_scored(verbalizer, n_questions):
     rows = [tuple(-rng.random(n) for n in (1, 2, 3)) for _ in range(n_questions)]
     tensors = [tuple(torch.tensor(row, requires_grad=True) for row in group) for group in rows]
 
-    learned = verbalizer.read(tensors)
+    asked = query(candidates=("x", "y", "z") if n_questions == 1 else ("x", "y"))
+
+    learned = verbalizer.read(tensors, asked)
     learned.sum().backward()
 
-    assert learned.detach().numpy() == approx(verbalizer.read(rows))
+    assert learned.detach().numpy() == approx(verbalizer.read(rows, asked))
     gradients = [row.grad for group in tensors for row in group]
     assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
 
@@ -158,16 +237,16 @@ def test_what_is_tuned_is_what_is_scored(verbalizer, n_questions):
 def test_scores_stay_finite_for_very_unlikely_words():
     rows = [tuple(np.array([p]) for p in (-2000.0, -2001.0, -1999.0))]
 
-    assert YES_NO.read(rows) == approx([-2000 + math.log1p(math.exp(-1)) + 1999])
-    assert 1 < STARS.read(rows)[0] < 3
+    assert YES_NO.read(rows, query(candidates=("x",))) == approx([-2000 + math.log1p(math.exp(-1)) + 1999])
+    assert 1 < STARS.read(rows, query(candidates=("x",)))[0] < 3
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_fewer_labels_than_candidates_is_an_error_that_says_what_to_do(recommender):
-    with pytest.raises(VerbalizerError, match=r"user 'u1': 4 candidates but only 3 labels; use a verbalizer with more"):
-        recommender(LETTERS, {}).rank(query(candidates=tuple("wxyz")))
+def test_one_label_for_several_candidates_is_an_error_that_says_what_to_do(recommender):
+    with pytest.raises(VerbalizerError, match=r"user 'u1': 4 candidates but only 1 label, .* with more labels"):
+        recommender(LETTERS.model_copy(update={"labels": ("A",)}), {}).rank(query(candidates=tuple("wxyz")))
 
 
 def test_labels_the_model_never_says_are_an_error(recommender):
@@ -213,61 +292,3 @@ def test_a_verbalizer_of_another_kind_than_the_template_is_refused(recommender):
 @pytest.mark.parametrize("name", sorted(artifacts.names("verbalizers")))
 def test_every_shipped_verbalizer_loads(name):
     assert verbalizers.load(name).description
-
-
-# --- calibration -----------------------------------------------------------------------------------------------------
-
-
-class Remembering(ToyBackend):
-    """Finds "Heat" twice as likely after a history that holds it."""
-
-    def logprobs(self, questions, *, grad=False):
-        for question in questions:
-            self.probabilities["Heat"] = 0.2 if "Heat" in str(question.prompt) else 0.1
-            yield from super().logprobs([question])
-
-
-def test_pmi_subtracts_alpha_times_what_is_said_without_history(recommender):
-    """Heat: log .2 − α log .1; Up: log .3 both times; the end costs log .5 both times."""
-    made = recommender(TITLE, {}, calibration=Calibration("pmi", 0.6))
-    made = replace(made, backend=Remembering({"Up": 0.3, ".": 0.5}))
-
-    found = scores(made, query(history=("Heat",), candidates=("Heat", "Up")))
-
-    assert found == {
-        "Heat": approx(math.log(0.2 * 0.5) - 0.6 * math.log(0.1 * 0.5)),
-        "Up": approx(math.log(0.3 * 0.5) - 0.6 * math.log(0.3 * 0.5)),
-    }
-    assert [str(question.prompt) for question in made.backend.asked] == ["Heat ?", "?"]
-
-
-def test_another_alpha_costs_no_question(recommender):
-    made = recommender(TITLE, {}, calibration=Calibration("pmi", 0.6))
-    answers = made.answers(query())
-    asked = len(made.backend.asked)
-
-    halved = replace(made, calibration=Calibration("pmi", 0.3)).scores(answers)
-
-    assert len(made.backend.asked) == asked
-    assert halved == approx(np.array([0.7, 0.7, 0.7]) / 0.4 * made.scores(answers))
-
-
-def test_alpha_zero_and_no_calibration_agree(recommender):
-    made = recommender(TITLE, {"Heat": 0.5})
-
-    assert scores(made, query()) == scores(replace(made, calibration=Calibration("pmi", 0.0)), query())
-    assert not made.calibration.needs_twin
-
-
-def test_the_twin_keeps_user_and_candidates_and_knows_no_history():
-    asked = query()
-
-    assert twin(asked) == replace(asked, history=())
-
-
-@pytest.mark.parametrize(
-    ("name", "alpha", "says"), [("pmo", 1, "Did you mean 'pmi'"), ("pmi", math.nan, "alpha is nan")]
-)
-def test_a_calibration_that_means_nothing_is_refused(name, alpha, says):
-    with pytest.raises(VerbalizerError, match=says):
-        Calibration.named(name, alpha)

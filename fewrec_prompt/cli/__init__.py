@@ -23,6 +23,7 @@ from fewrec_prompt.cli import (
     curve,
     data,
     evaluation,
+    probe,
     prompts,
     ranking,
     report,
@@ -41,8 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(evaluation, searching, tuning, curve, adapters, comparison, report, runs),
-    *(ranking, prompts, data, candidates, assets, cache, bench),
+    *(evaluation, searching, tuning, curve, adapters, comparison, probe, report, runs, ranking),
+    *(prompts, data, candidates, assets, cache, bench),
 )
 for command in COMMANDS:
     command.register(app)

@@ -47,7 +47,7 @@ def precision(
         Literal["selection", "test"], typer.Option(help="selection: users that no reported number uses.")
     ] = "selection",
     prompt: Annotated[str | None, typer.Option(help="Template; that of the task's first row by default.")] = None,
-    calibrate: Annotated[str | None, typer.Option(help="none or pmi; as the task's first row by default.")] = None,
+    calibrate: Annotated[str | None, typer.Option(help="none, pmi, …; as the task's first row by default.")] = None,
     model: Model = None,
     device: Device = None,
     int8_threshold: Int8Threshold = None,

@@ -78,6 +78,15 @@ def print_table(record: Mapping[str, Any]) -> None:
     for name in names:
         heads += [name, "95 %"] if name == main else [name]
     print_lines([[*heads, "ms/user"], *(_cells(row, names, main) for row in record["rows"])])
+    _print_position_bias(record["rows"])
+
+
+def _print_position_bias(rows: Sequence[Mapping[str, Any]]) -> None:
+    """For rows that show candidates together: whether what stands first is ranked first."""
+    biases = {row["name"]: row["notes"]["position_bias"] for row in rows if "position_bias" in row.get("notes", {})}
+    if biases:
+        typer.echo("\nplace in the prompt against place in the ranking (1: the first comes first, 0: no matter where)")
+        print_lines([(f"  {name}", f"{bias:+.2f}".replace("-", "−")) for name, bias in biases.items()])
 
 
 def print_differences(found: Comparison) -> None:

@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fewrec_prompt.cli.model_options import Cache, Device, Int8Threshold, Model, Precision, TokenBudget, Unit
+from fewrec_prompt.cli.model_options import (
+    CALIBRATIONS,
+    Cache,
+    Device,
+    Int8Threshold,
+    Model,
+    Precision,
+    TokenBudget,
+    Unit,
+)
 from fewrec_prompt.errors import FewrecError, did_you_mean
 
 if TYPE_CHECKING:
     from fewrec_prompt.evaluation import Options, Run
     from fewrec_prompt.tasks import EnsembleSettings, RowSettings, Task
+    from fewrec_prompt.verbalizers import Length, Orders
     from fewrec_prompt.watch import Watch
 
 
@@ -29,9 +39,12 @@ def evaluate(
     task: Annotated[str, typer.Argument(help="A task file, or the name of one in ./eval or among the shipped.")],
     prompt: Annotated[list[str] | None, typer.Option(help="Template; repeat for more rows.")] = None,
     verbalizer: Annotated[list[str] | None, typer.Option(help="One for all prompts, or one for each.")] = None,
-    calibrate: Annotated[list[str] | None, typer.Option(help="none or pmi; repeat for more rows.")] = None,
-    alpha: Annotated[list[float] | None, typer.Option(help="Weight of pmi; repeat for more rows.")] = None,
-    length: Annotated[Literal["sum", "mean"] | None, typer.Option(help="How whole titles are scored.")] = None,
+    calibrate: Annotated[list[str] | None, typer.Option(help=f"{CALIBRATIONS}; repeat for more rows.")] = None,
+    alpha: Annotated[list[float] | None, typer.Option(help="Weight of a calibration; repeat for more rows.")] = None,
+    length: Annotated[Literal["sum", "mean", "chars"] | None, typer.Option(help="How whole titles are scored.")] = None,
+    orders: Annotated[
+        str | None, typer.Option(help="Orders of the candidates to average over: how many, or balanced.")
+    ] = None,
     ensemble: Annotated[
         list[str] | None, typer.Option(metavar="A,B", help="Templates that rank together; repeat for more rows.")
     ] = None,
@@ -84,7 +97,7 @@ def evaluate(
     )
 
     def options(found: Task) -> Options:
-        rows = row_settings(found, prompt or [], verbalizer or [], calibrate or [], alpha or [], length)
+        rows = row_settings(found, prompt or [], verbalizer or [], calibrate or [], alpha or [], length, orders)
         together = ensemble_settings(ensemble or [], calibrate or [], alpha or [], length)
         return replace(rest, rows=rows, ensembles=together)
 
@@ -172,7 +185,8 @@ def row_settings(
     verbalizers: list[str],
     calibrations: list[str],
     alphas: list[float],
-    length: Literal["sum", "mean"] | None,
+    length: Length | None,
+    orders: str | None = None,
 ) -> tuple[RowSettings, ...] | None:
     """The rows that the flags describe: every prompt, under every calibration. None: the task's own.
 
@@ -180,19 +194,20 @@ def row_settings(
     """
     from fewrec_prompt.tasks import RowSettings
 
-    if not (prompts or verbalizers or calibrations or alphas or length):
+    if not (prompts or verbalizers or calibrations or alphas or length or orders):
         return None
     prompts = prompts or list(dict.fromkeys(row.prompt for row in task.settings.rows))
     pairs = _paired(prompts, verbalizers)
     readings = _readings(calibrations, alphas)
+    shown = None if orders is None else _orders(orders)
     return tuple(
-        RowSettings(prompt=prompt, verbalizer=verbalizer, calibrate=name, alpha=alpha, length=length)  # type: ignore[arg-type]  # checked
+        RowSettings(prompt=prompt, verbalizer=verbalizer, calibrate=name, alpha=alpha, length=length, orders=shown)  # type: ignore[arg-type]  # checked
         for (prompt, verbalizer), (name, alpha) in product(pairs, readings)
     )
 
 
 def ensemble_settings(
-    ensembles: list[str], calibrations: list[str], alphas: list[float], length: Literal["sum", "mean"] | None
+    ensembles: list[str], calibrations: list[str], alphas: list[float], length: Length | None
 ) -> tuple[EnsembleSettings, ...] | None:
     """The ensembles that the flags describe: every one under every calibration. None: the task's own."""
     from fewrec_prompt.tasks import EnsembleSettings, RowSettings
@@ -221,15 +236,26 @@ def _paired(prompts: list[str], verbalizers: list[str]) -> list[tuple[str, str |
 
 
 def _readings(calibrations: list[str], alphas: list[float]) -> list[tuple[str, float | None]]:
-    """Each calibration once; pmi once for every alpha."""
+    """Each calibration once; one that has a weight once for every alpha."""
+    from fewrec_prompt.calibration import NAMES, WEIGHED
+
     names = calibrations or (["pmi"] if alphas else ["none"])
     for name in names:
-        if name not in ("none", "pmi"):
-            raise FewrecError(f"--calibrate {name}: no such calibration; {did_you_mean(name, ('none', 'pmi'))}")
+        if name not in NAMES:
+            raise FewrecError(f"--calibrate {name}: no such calibration; {did_you_mean(name, NAMES)}")
     for alpha in alphas:
         if not math.isfinite(alpha):
             raise FewrecError(f"--alpha {alpha}: give a finite number, such as 0.6")
-    if alphas and "pmi" not in names:
-        raise FewrecError("--alpha is the weight of a calibration; add --calibrate pmi")
+    if alphas and not set(names) & set(WEIGHED):
+        raise FewrecError("--alpha is the weight of a calibration; add --calibrate pmi, or another that has one")
     weights: list[float | None] = [*alphas] or [None]
-    return [(name, alpha) for name in names for alpha in (weights if name == "pmi" else [None])]
+    return [(name, alpha) for name in names for alpha in (weights if name in WEIGHED else [None])]
+
+
+def _orders(asked: str) -> Orders:
+    """A number of orders, or "balanced"."""
+    if asked == "balanced":
+        return "balanced"
+    if not asked.isascii() or not asked.isdigit() or int(asked) < 1:
+        raise FewrecError(f"--orders {asked}: give how many orders, such as 4, or balanced")
+    return int(asked)

@@ -20,3 +20,4 @@ TokenBudget = Annotated[int | None, typer.Option(help="Tokens of a forward pass 
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Take what the model answered to other runs, and keep it.")
 ]
+CALIBRATIONS = "none, pmi, contextual, batch or position"

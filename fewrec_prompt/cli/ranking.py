@@ -28,8 +28,10 @@ def rank(
     model: Model = DEFAULT_MODEL,
     prompt: Annotated[str, typer.Option(help="Template.")] = "complete",
     verbalizer: Annotated[str | None, typer.Option(help="The template's own where none is given.")] = None,
-    calibrate: Annotated[str, typer.Option(help="none or pmi.")] = "none",
-    alpha: Annotated[float | None, typer.Option(help="Weight of pmi; the verbalizer's own by default.")] = None,
+    calibrate: Annotated[str, typer.Option(help="none, pmi or contextual.")] = "none",
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the calibration; the verbalizer's own by default.")
+    ] = None,
     precision: Precision = "auto",
     device: Device = None,
     int8_threshold: Int8Threshold = None,

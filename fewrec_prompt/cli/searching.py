@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewrec_prompt.cli.model_options import Cache, Device, Int8Threshold, Model, Precision, TokenBudget, Unit
+from fewrec_prompt.cli.model_options import (
+    CALIBRATIONS,
+    Cache,
+    Device,
+    Int8Threshold,
+    Model,
+    Precision,
+    TokenBudget,
+    Unit,
+)
 from fewrec_prompt.errors import FewrecError
 
 if TYPE_CHECKING:
@@ -30,15 +39,17 @@ def search(
     verbalizer: Annotated[
         list[str] | None, typer.Option(help="Read every prompt of its kind with it; repeat. By default its own.")
     ] = None,
-    calibrate: Annotated[list[str] | None, typer.Option(help="none or pmi; repeat to try both, as by default.")] = None,
+    calibrate: Annotated[
+        list[str] | None, typer.Option(help=f"{CALIBRATIONS}; repeat. By default none and pmi.")
+    ] = None,
     alpha: Annotated[
-        list[float] | None, typer.Option(help="Weight of pmi to try; repeat. By default 0.1 to 1 in tenths.")
+        list[float] | None, typer.Option(help="Weight of calibrations to try; repeat. By default 0.1 to 1 in tenths.")
     ] = None,
     alpha_range: Annotated[
         tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Instead: a range, in twentieths of it.")
     ] = None,
     length: Annotated[
-        list[str] | None, typer.Option(help="How whole titles are scored, sum or mean; repeat to try both.")
+        list[str] | None, typer.Option(help="How whole titles are scored: sum, mean or chars; repeat.")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="What to choose by. By default nDCG@10.")] = None,
     trials: Annotated[
@@ -71,9 +82,9 @@ def search(
     from fewrec_prompt.space import ALPHAS, Space
 
     if alpha and alpha_range:
-        raise FewrecError("--alpha and --alpha-range both name the weights of pmi; give one of them")
-    if (alpha or alpha_range) and calibrate and "pmi" not in calibrate:
-        raise FewrecError("--alpha is the weight of a calibration; add --calibrate pmi")
+        raise FewrecError("--alpha and --alpha-range both name the weights of calibrations; give one of them")
+    if (alpha or alpha_range) and calibrate and set(calibrate) == {"none"}:
+        raise FewrecError("--alpha is the weight of a calibration; add --calibrate pmi, or another that has one")
     space = Space(
         tuple(prompt or ()),
         tuple(verbalizer or ()),
@@ -114,6 +125,8 @@ def _print(found: Search) -> None:
         f"{record['n_candidates']} candidates tried ({record['how']})\n"
     )
     _print_best(record, metric)
+    for name, why in record["failed"].items():
+        typer.echo(f"failed: {name}: {why}")
     typer.echo(f"\non {test['n_users']} test users, scored once for this search\n")
     print_table(found.test.record)
     _print_differences(record, metric)

@@ -36,9 +36,15 @@ def features_of(row: str, recommender: Recommender, answers: Answers) -> dict[st
             f"{row} tokens": np.array([float(len(title)) for title in titles]),
         }
     else:
+<<<<<<< HEAD
         found = {f"{row} score": np.asarray(plain.scores(answers))}
     if recommender.calibration.needs_twin:
         found[f"{row} twin"] = np.asarray(plain.scores(replace(answers, asked=answers.twins)))
+=======
+        found = {f"{row} score": np.asarray(recommender.raw_scores(answers))}
+    if recommender.calibration.needs_twin:
+        found[f"{row} twin"] = np.asarray(recommender.prior_scores(answers))
+>>>>>>> main
     return found
 
 

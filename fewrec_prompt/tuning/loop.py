@@ -116,6 +116,16 @@ def tune(
         raise DataError("only causal language models are tuned; this recommender asks another kind of backend")
     if recommender.backend.engine.soft is not None:
         raise DataError("this recommender has a learned prefix already; continue that adapter, or start from its base")
+    if recommender.verbalizer.many_rounds:
+        raise DataError(
+            f"a verbalizer of kind {recommender.verbalizer.kind!r} that asks in rounds is not tuned: what it asks next "
+            "depends on what was answered; take a one-round kind"
+        )
+    if recommender.calibration.transductive:
+        raise DataError(
+            f"calibration {recommender.calibration.name!r} looks at many users at once, and learning goes one by one; "
+            "take pmi, contextual or none"
+        )
     settings = settings.complete()
     if settings.warm_up and recommender.verbalizer.kind != "complete":
         raise DataError(
