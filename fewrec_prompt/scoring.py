@@ -221,23 +221,9 @@ def read(row: Row, queries: Sequence[Query], store: Log) -> Scored:
     """Turn the logged answers of a row into rankings."""
     answers, ms = [], []
     for query in queries:
-<<<<<<< HEAD
-        answers, cost = logged(row, query, store)
-        rankings.append(Ranking.from_scores(query, row.recommender.scores(answers).tolist(), answers.n_history))
+        said, cost = logged(row, query, store)
+        answers.append(said)
         ms.append(cost)
-        masses.extend(label_mass(rows) for rows in answers.asked if has_labels)
-        cut += len(query.history) - answers.n_history
-    notes = {"history_items_cut": float(cut)}
-    if has_labels:
-        notes["label_mass"] = float(np.mean(masses))
-    kind = row.recommender.verbalizer.kind
-    return Scored(row.name, tuple(rankings), row.settings, float(np.mean(ms)), notes, kind)
-=======
-        asked = _saved(store, row.asks, query)
-        twins = [_saved(store, key, query) for key in row.asks_twins.values()]
-        said = tuple(rows for unit in twins for rows in unit.logprobs)
-        answers.append(Answers(asked.logprobs, said, asked.n_history, query))
-        ms.append(asked.ms + sum(unit.ms for unit in twins))
     scores = _scores(row.recommender, answers)
     rankings = tuple(
         Ranking.from_scores(own.query, points.tolist(), own.n_history)
@@ -268,15 +254,14 @@ def _notes(verbalizer: AnyVerbalizer, answers: Sequence[Answers], scores: Sequen
     if verbalizer.many_rounds:
         notes["questions_per_user"] = len(asked) / len(answers)
     return notes
->>>>>>> main
 
 
 def logged(row: Row, query: Query, store: Log) -> tuple[Answers, float]:
     """What a row was answered about one query, and what that cost (milliseconds)."""
     asked = _saved(store, row.asks, query)
-    twins = _saved(store, row.asks_twins, query) if row.asks_twins else None
-    answers = Answers(asked.logprobs, twins.logprobs if twins else (), asked.n_history)
-    return answers, asked.ms + (twins.ms if twins else 0.0)
+    twins = [_saved(store, key, query) for key in row.asks_twins.values()]
+    said = tuple(rows for unit in twins for rows in unit.logprobs)
+    return Answers(asked.logprobs, said, asked.n_history, query), asked.ms + sum(unit.ms for unit in twins)
 
 
 def n_answered(row: Row, queries: Sequence[Query], store: RunStore) -> int:

@@ -123,8 +123,8 @@ def test_the_record_names_the_members_with_all_that_decides_their_scores(tmp_pat
 
     record = record_in(run.folder)
     row = record["rows"][-1]
-    filled = {"verbalizer": "title", "calibrate": "none", "alpha": None, "length": "sum", "adapter": None}
-    expected = [{"prompt": "complete"} | filled, {"prompt": "films-complete"} | filled]
+    filled = [RowSettings(prompt=name, verbalizer="title", length="sum") for name in ("complete", "films-complete")]
+    expected = [member.model_dump(mode="json") for member in filled]
     assert row["members"] == expected
     assert record["settings"]["ensembles"] == [{"members": expected, "mix": None}]
     assert set(record["templates"]) == {"judge", "complete", "films-complete"}

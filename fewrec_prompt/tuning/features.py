@@ -14,11 +14,10 @@ ROW is what the table calls the row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
-from fewrec_prompt.recommender import UNCALIBRATED, Answers, Recommender
+from fewrec_prompt.recommender import Answers, Recommender
 from fewrec_prompt.tuning.mix import Floats
 from fewrec_prompt.types import Query
 
@@ -27,24 +26,18 @@ POPULARITY = "popularity"
 
 def features_of(row: str, recommender: Recommender, answers: Answers) -> dict[str, Floats]:
     """The features (n_candidates,) that a row's answers to one query hold; none of them is calibrated."""
-    plain = replace(recommender, calibration=UNCALIBRATED)
     if recommender.verbalizer.kind == "complete":
         (titles,) = answers.asked
         found = {
             f"{row} sum": np.array([title.sum() for title in titles]),
             f"{row} mean": np.array([title.mean() for title in titles]),
             f"{row} tokens": np.array([float(len(title)) for title in titles]),
+            f"{row} {recommender.verbalizer.length}": np.asarray(recommender.raw_scores(answers)),
         }
     else:
-<<<<<<< HEAD
-        found = {f"{row} score": np.asarray(plain.scores(answers))}
-    if recommender.calibration.needs_twin:
-        found[f"{row} twin"] = np.asarray(plain.scores(replace(answers, asked=answers.twins)))
-=======
         found = {f"{row} score": np.asarray(recommender.raw_scores(answers))}
     if recommender.calibration.needs_twin:
         found[f"{row} twin"] = np.asarray(recommender.prior_scores(answers))
->>>>>>> main
     return found
 
 
