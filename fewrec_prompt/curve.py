@@ -35,7 +35,9 @@ from fewrec_prompt.score_cache import ScoreCache, score_cache
 from fewrec_prompt.scoring import Asking, Scored
 from fewrec_prompt.significance import Floats, bootstrap_interval, paired_interval
 from fewrec_prompt.tasks import RowSettings, Task
-from fewrec_prompt.tuning import features, mix
+from fewrec_prompt.tuning.features import features_of, prior_of
+from fewrec_prompt.tuning.mix import fit
+from fewrec_prompt.tuning.mixed import MixRecommender
 from fewrec_prompt.tuning.settings import DEFAULTS, Settings
 from fewrec_prompt.types import Query, Question, Ranking, TokenLogprobs
 
@@ -249,18 +251,12 @@ def _mix(study: Study, shots: int, seed: int) -> Cell:
     found = shots_of(study.task, shots, seed, say=study.say)
     check_apart(found, study.test)
     start, name = study.start, study.row.prompt
-    logged = [features.features_of(name, start, start.answers(one.query)) for one in found.learnt]
+    logged = [features_of(name, start, start.answers(one.query)) for one in found.learnt]
     begin = time.perf_counter()
-    made = mix.fit(found.learnt, logged, features.prior_of(name, start))
-    seconds = time.perf_counter() - begin
-
-    def rank(query: Query) -> Ranking:
-        answers = start.answers(query)
-        return Ranking.from_scores(query, made.scores(features.features_of(name, start, answers)).tolist())
-
-    note = "stayed at its prior" if np.isinf(made.strength) else f"strength {made.strength:g}"
-    about = {"n_weights": len(made.names), "train_seconds": round(seconds, 4), "note": note}
-    return study.cell("mix", shots, seed, rank, **about)
+    made = fit(found.learnt, logged, prior_of(name, start))
+    about = {"n_weights": len(made.names), "train_seconds": round(time.perf_counter() - begin, 4)}
+    note = f"prior counts {made.prior_share:.2f}"
+    return study.cell("mix", shots, seed, MixRecommender({name: start}, made).rank, note=note, **about)
 
 
 def _tuned(method: str) -> Callable[[Study, int, int], Cell]:

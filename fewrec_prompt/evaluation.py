@@ -16,7 +16,7 @@ import numpy as np
 
 from fewrec_prompt import metrics, records, report, scoring, tasks, verbalizers
 from fewrec_prompt.assets import Say, quiet
-from fewrec_prompt.backends import BACKENDS, Backend
+from fewrec_prompt.backends import Backend, choice
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.baselines import BASELINES, check_baselines
 from fewrec_prompt.calibration import TRANSDUCTIVE
@@ -185,8 +185,7 @@ Load: TypeAlias = Callable[[Task, Numerics, Say], Backend]
 
 def load_backend(task: Task, numerics: Numerics, say: Say = quiet) -> Backend:
     """The model of a task."""
-    backend: Backend = BACKENDS.load("causal")(task.settings.model, numerics, say=say)
-    return backend
+    return choice.load(task.settings.model, numerics, say=say)
 
 
 def evaluate(

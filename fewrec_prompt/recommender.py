@@ -18,7 +18,7 @@ import numpy as np
 
 from fewrec_prompt import templates, verbalizers
 from fewrec_prompt.assets import Say, quiet
-from fewrec_prompt.backends import BACKENDS, Backend
+from fewrec_prompt.backends import Backend, choice
 from fewrec_prompt.backends.plan import shared_length
 from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.calibration import Calibration, twin
@@ -159,7 +159,7 @@ class Recommender:
         force: bool = False,
         say: Say = quiet,
     ) -> Recommender:
-        """A recommender from names: an embedded model, folder or hub id; a template; its own verbalizer by default.
+        """A recommender from names: an embedded model, folder, hub id or server; a template and its own verbalizer.
 
         `alpha`, `length` and `orders` default to the verbalizer's own. Numerics says what `precision` to
         `token_budget` mean. `adapter` is a folder of learnt weights; it is refused where it was learnt with something
@@ -167,8 +167,7 @@ class Recommender:
         """
         template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length, orders)
         numerics = Numerics(precision, device, int8_threshold, unit, token_budget)
-        backend = BACKENDS.load("causal")(model, numerics, say=say)
-        found = cls(template, reader, backend, domain, calibration)
+        found = cls(template, reader, choice.load(model, numerics, say=say), domain, calibration)
         return found if adapter is None else found.adapted(adapter, force=force)
 
     def adapted(self, adapter: Path | str, *, force: bool = False) -> Recommender:

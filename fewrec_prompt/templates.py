@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
-from jinja2 import FunctionLoader, StrictUndefined, Undefined, meta
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Undefined, meta
 from jinja2 import Template as CompiledTemplate
 from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from fewrec_prompt import artifacts, lint
 from fewrec_prompt.artifacts import Settings
 from fewrec_prompt.errors import ArtifactError, TemplateError, did_you_mean
-from fewrec_prompt.lint import ROLES
+from fewrec_prompt.lint import ROLES, Finding, LintError
 from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Domain, Interaction, Item, Kind, Message, Prompt, Query, TemplateRef
 
@@ -40,6 +40,9 @@ class FrontMatter(Settings):
     description: str
     source: str
     verbalizer: str
+    scenario: str = "any"  # what it is worded for: products, posts, films, news
+    language: str = "en"
+    needs: Annotated[tuple[str, ...], Field(strict=False)] = ()  # fields of items, rating or time that data must have
     lead: str = " "  # what stands between the prompt and the answer: " A" and "A" are different tokens
     end: str = "\n"  # what closes a title, so that "Alien" and "Aliens" compete fairly
 
@@ -98,6 +101,7 @@ class Template:
     compiled: CompiledTemplate
     files: tuple[Path, ...]  # it was read from: itself, and what it extends or includes
     uses: frozenset[str]  # the variables it names
+    advice: tuple[Finding, ...] = ()  # what is odd about its text, though it can be used
 
     @property
     def name(self) -> str:
@@ -124,10 +128,9 @@ class Template:
         messages = tuple(Message(role, text) for role, text in parts.items())  # type: ignore[arg-type]  # ROLES or plain
         last = prefix or messages[-1].text
         if last.endswith((" ", "\t")):
-            raise TemplateError(
-                f"{self.ref.origin}: the rendered prompt ends in a space; end it with text: "
-                "the answer brings its own space (`lead` in the front matter)"
-            )
+            fix = "end it with text: the answer brings its own space (`lead` in the front matter)"
+            line = lint.last_line(self.text)
+            raise LintError(Finding(self.ref.origin, line, "P013", "the rendered prompt ends in a space", fix))
         return Prompt(messages, prefix, self.ref)
 
     def _parts(self, values: Mapping[str, Any]) -> dict[str, str]:
@@ -159,35 +162,53 @@ def load(name: str) -> Template:
 
 def read(path: Path) -> Template:
     """The template in this file; see `load`."""
-    text = artifacts.read_text(path)
-    front = _front_matter(text, path)
-    loader = _Loader(path)
-    environment = _environment(loader)
-    try:
-        compiled = environment.get_template(path.name)
-        trees = lint.parse_all(environment, path.name)
-    except TemplateSyntaxError as error:
-        raise TemplateError(f"{error.filename or path}:{error.lineno}: {error.message}") from error
-    except TemplateNotFound as error:
-        raise TemplateError(f"{path}: {error.message}") from error
-    except RecursionError as error:
-        raise TemplateError(f"{path}: nested too deeply") from error
-    lint.check(trees, front.kind, str(path))
+    text, loader = artifacts.read_text(path), _Loader(path)
+    front = compiled = None
+    advice: tuple[Finding, ...] = ()
+    wrong: list[Finding] = []
+    with lint.gathered(wrong):
+        front = _front_matter(text, path)
+    with lint.gathered(wrong):
+        compiled, trees = _compiled(loader)
+        advice = lint.check(trees, front.kind if front else None, str(path))
+    if front is None or compiled is None or wrong:
+        raise LintError(*wrong)
     digest = sha256(b"\0".join(loader.texts[name].encode() for name in sorted(loader.texts))).hexdigest()
     uses = frozenset[str]().union(*map(meta.find_undeclared_variables, trees.values()))
-    return Template(front, TemplateRef(path.stem, str(path), digest), text, compiled, tuple(loader.files), uses)
+    ref = TemplateRef(path.stem, str(path), digest)
+    return Template(front, ref, text, compiled, tuple(loader.files), uses, advice)
 
 
 def _front_matter(text: str, path: Path) -> FrontMatter:
     match = _FRONT_MATTER.match(text)
     if not match:
-        raise TemplateError(
-            f"{path}:1: no front matter; begin with a comment {{# … #}} of TOML: kind, description, source, verbalizer"
-        )
+        fix = "begin with a comment {# … #} of TOML: kind, description, source, verbalizer"
+        raise LintError(Finding(str(path), 1, "P001", "no front matter", fix))
     try:
         return artifacts.parse_toml(match[1], FrontMatter, str(path))
     except ArtifactError as error:
-        raise TemplateError(str(error)) from error
+        raise LintError(lint.in_file(error, "P001", str(path), "prompts/README.md lists the keys")) from error
+
+
+def _compiled(loader: _Loader) -> tuple[CompiledTemplate, lint.Trees]:
+    """The template and its syntax trees. Raises LintError for what Jinja cannot read or the loader may not."""
+    environment, path = _environment(loader), loader.path
+    try:
+        return environment.get_template(path.name), lint.parse_all(environment, path.name)
+    except TemplateSyntaxError as error:
+        finding = Finding(error.filename or str(path), error.lineno, "P002", *_explain_syntax(error, environment))
+    except RecursionError:
+        finding = Finding(str(path), 1, "P004", "nested too deeply", "take brackets or blocks out of each other")
+    raise LintError(finding)
+
+
+def _explain_syntax(error: TemplateSyntaxError, environment: Environment) -> tuple[str, str]:
+    """What Jinja says, and what to do: for an unknown filter or test, the nearest known one."""
+    message = str(error.message)
+    if unknown := re.fullmatch(r"No (filter|test) named '(\w+)'\.", message):
+        known = environment.filters if unknown[1] == "filter" else environment.tests
+        return message.rstrip("."), did_you_mean(unknown[2], known)
+    return message, "mend the tag in this line"
 
 
 class _Loader:

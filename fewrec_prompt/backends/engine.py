@@ -24,6 +24,7 @@ from fewrec_prompt.backends import attention
 from fewrec_prompt.backends.body import Body
 from fewrec_prompt.backends.expanded import expanded_logprobs
 from fewrec_prompt.backends.head import token_logprobs
+from fewrec_prompt.backends.memory import out_of_memory
 from fewrec_prompt.backends.packing import Rectangle, lay_out
 from fewrec_prompt.backends.plan import TokenSequence, Tree, plan, split
 from fewrec_prompt.backends.prefix import Kept, KeyValues, SoftTokens
@@ -122,7 +123,7 @@ class Engine:
             try:
                 rows |= self._pass(taken, read)
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 trees = self._smaller(sequences, taken, error) + trees
         return rows
@@ -219,8 +220,3 @@ def _area(trees: Sequence[Tree]) -> int:
     """Tokens of the rectangle that these trees make, padding counted."""
     stem = max(tree.n_stem - tree.n_kept for tree in trees)
     return len(trees) * (stem + max(len(tree.tokens) - tree.n_stem for tree in trees))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Did the memory run out? On a CPU torch says so with a RuntimeError like any other."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

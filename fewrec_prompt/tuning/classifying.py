@@ -98,8 +98,8 @@ def classes_of(recommender: Recommender) -> dict[str, int]:
     if verbalizer.kind == "judge":
         return {lead + word: 1 for word in verbalizer.yes} | {lead + word: 0 for word in verbalizer.no}
     if verbalizer.kind == "rate":
-        each = ((label,) if isinstance(label, str) else label for label in verbalizer.labels)
-        return {lead + word: place for place, words in enumerate(each) for word in words}
+        places = enumerate((label,) if isinstance(label, str) else label for label in verbalizer.labels)
+        return {lead + word: place for place, words in places for word in words}
     raise VerbalizerError(
         f"{recommender.template.ref.origin}: a classifier judges one item at a time, which takes a template of kind "
         f"'judge' or 'rate', not {verbalizer.kind!r}"
