@@ -108,7 +108,22 @@ def test_four_who_contradict_a_prior_do_not_turn_it_around_by_its_scale():
     examples, logged = people(4, {"sum": -3.0}, seed=1)
     problem, spread = mix._problem(examples, logged, list(logged[0]))
 
-    assert mix._scale_of(problem, np.array([1.0, 0.0, 0.0, 0.0]) * spread) > 0
+    scale, start = mix._scaled(problem, np.array([1.0, 0.0, 0.0, 0.0]) * spread)
+
+    assert scale == pytest.approx(min(mix.SCALES))
+    assert start[0] > 0
+
+
+def test_few_people_who_contradict_a_prior_do_not_overrule_it():
+    """The prior is right of everybody else: with four of whom it is not, almost all of its order stays."""
+    contrary, their = people(4, {"sum": -3.0, "tokens": 3.0}, seed=1)
+    asked, log = people(200, {"sum": 3.0}, seed=2)
+
+    found = fit(contrary, their, PRIOR)
+
+    prior = np.mean([places(one, (1.0, -0.5, 0.0, 0.0), own) for one, own in zip(asked, log, strict=True)])
+    learnt = np.mean([places(one, found.weights, own) for one, own in zip(asked, log, strict=True)])
+    assert learnt < prior + 1.0
 
 
 def test_ways_count_by_what_they_foretell_and_the_prior_begins_with_half():
