@@ -41,7 +41,7 @@ RULES: Mapping[str, str] = {
     "P021": "the model cannot be asked so, such as a chat of a model without a chat format",
 }
 REFUSED = frozenset({"P001", "P002", "P003", "P004", "P005", "P006", "P007"})  # with these a template does not load
-VARIABLES = ("history", "candidates", "item", "domain")
+VARIABLES = ("history", "candidates", "item", "demos", "domain", "user", "context")
 REQUIRED: Mapping[Kind, str] = {
     "choose": "candidates",
     "judge": "item",

@@ -25,9 +25,9 @@ from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.catalogue import Rule
 from fewrec_prompt.errors import BudgetError, DataError, TemplateError, VerbalizerError
 from fewrec_prompt.registry import Registry
-from fewrec_prompt.templates import Template
+from fewrec_prompt.templates import CountTokens, ShownDemo, Template
 from fewrec_prompt.text import one_line, shown_title
-from fewrec_prompt.types import Domain, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
+from fewrec_prompt.types import Domain, Fields, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import Group, Length, Orders, Rounds, Verbalizer
 from fewrec_prompt.verbalizers.base import mean
 
@@ -57,10 +57,11 @@ class Ranker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Render:
-    """A template bound to the words of a domain."""
+    """A template bound to the words of a domain, and to the tokens of a model where there is one."""
 
     template: Template
     domain: Domain
+    count_tokens: CountTokens | None = None
 
     @property
     def lead(self) -> str:
@@ -70,27 +71,49 @@ class Render:
     def end(self) -> str:
         return self.template.front.end
 
-    def __call__(self, query: Query, *, item: Item | None = None, labels: Sequence[str] = ()) -> Prompt:
-        prompt = self.template.render(query, self.domain, item=item, labels=labels)
-        return replace(prompt, n_shared=shared_length(prompt.text, _of_others(self, _of_strangers(query), labels[:1])))
+    def __call__(
+        self,
+        query: Query,
+        *,
+        item: Item | None = None,
+        labels: Sequence[str] = (),
+        demos: Sequence[ShownDemo] = (),
+    ) -> Prompt:
+        prompt = self.template.render(
+            query, self.domain, item=item, labels=labels, demos=demos, count_tokens=self.count_tokens
+        )
+        others = _of_others(self, _of_strangers(query), tuple(labels[:1]), tuple(demos))
+        return replace(prompt, n_shared=shared_length(prompt.text, others))
 
 
 def _of_strangers(query: Query) -> Query:
     """A query of this kind as small as can be, with other titles; many queries have the same one."""
     strangers = tuple(replace(item, id="", title="\N{CURRENCY SIGN}") for item in query.candidates[:1])
     history = tuple(replace(taken, item=stranger) for taken in query.history[-1:] for stranger in strangers)
-    return replace(query, user_id="", history=history, candidates=strangers)
+    user, context = _changed(query.user), _changed(query.context)
+    return replace(query, user_id="", history=history, candidates=strangers, user=user, context=context)
 
 
 @lru_cache(maxsize=8)
-def _of_others(render: Render, query: Query, labels: Sequence[str]) -> str:
-    """What the template says of another title: how far a prompt agrees with it, all prompts of the template agree."""
+def _of_others(render: Render, query: Query, labels: tuple[str, ...], demos: tuple[ShownDemo, ...]) -> str:
+    """What the template says of another title to another person, after the same examples.
+
+    How far a prompt agrees with it, all prompts of the template agree.
+    """
     if not query.candidates:
         return ""
     try:
-        return render.template.render(query, render.domain, item=query.candidates[0], labels=labels).text
+        prompt = render.template.render(
+            query, render.domain, item=query.candidates[0], labels=labels, demos=demos, count_tokens=render.count_tokens
+        )
     except TemplateError:  # a template that needs more than such a query has shares nothing
         return ""
+    return prompt.text
+
+
+def _changed(fields: Fields) -> Fields:
+    """The same fields with other values."""
+    return tuple((name, "\N{CURRENCY SIGN}" + value if isinstance(value, str) else value + 1) for name, value in fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +349,7 @@ class Recommender:
         return self._fit(query)[1]
 
     def _ask(self, query: Query) -> list[Question]:
-        return self.verbalizer.ask(query, Render(self.template, self.domain))
+        return self.verbalizer.ask(query, Render(self.template, self.domain, self.backend.count_tokens))
 
     def _fit(self, query: Query) -> tuple[Query, list[Question]]:
         """The query with as much of its latest history as fits, by bisection; never less than one item."""

@@ -77,6 +77,10 @@ class MaskedBackend:
         self._pad = int(model.config.pad_token_id or 0)  # RoBERTa counts positions by it
         self._passes = Passes(mode)
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a piece of plain text."""
+        return len(self.tokens.text_ids(text))
+
     def n_tokens(self, question: Question) -> int:
         """Tokens of the longest sequence this question makes: prompt, continuation and what ends a text."""
         return max(len(sequence.ids) for sequence in self._encode(question))

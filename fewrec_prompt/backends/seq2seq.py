@@ -71,6 +71,10 @@ class Seq2SeqBackend:
         self._pad = int(model.config.pad_token_id or 0)
         self._passes = Passes(mode)
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a piece of plain text."""
+        return len(self.tokens.text_ids(text))
+
     def n_tokens(self, question: Question) -> int:
         """Tokens of the prompt or of the longest continuation, whichever is longer: each has a window of its own."""
         return max(max(len(asked.prompt), len(asked.answer)) for asked in self._encode(question))

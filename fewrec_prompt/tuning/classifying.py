@@ -168,6 +168,10 @@ class ClassifierBackend:
         """Raises ModelError: a classifier has no titles to search."""
         raise ModelError("a classifier judges items and cannot search a catalogue of titles; rank candidates")
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a piece of plain text."""
+        return self.backend.count_tokens(text)
+
     def n_tokens(self, question: Question) -> int:
         """Tokens of the longest sequence that the model below would make of it."""
         return self.backend.n_tokens(question)

@@ -38,6 +38,10 @@ class RemoteBackend:
         self._server, self._client = server, client
         self._tokens, self._words = QuestionTokenizer(tokenizer), Vocabulary(tokenizer)
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a piece of plain text."""
+        return len(self._tokens.text_ids(text))
+
     def n_tokens(self, question: Question) -> int:
         """Tokens of the longest sequence this question makes, and one that a server may generate behind it."""
         return 1 + max(len(sequence.ids) for sequence in self._tokens.encode(question))
