@@ -26,7 +26,7 @@ from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.display import figure, main_metric, span
-from fewrec_prompt.ensembles import Ensemble, joined
+from fewrec_prompt.ensembles import Together, called, together
 from fewrec_prompt.errors import TaskError
 from fewrec_prompt.files import write_text
 from fewrec_prompt.finished import FinishedRun
@@ -92,7 +92,7 @@ class Options:
         names = None if self.metrics is None else tuple(map(from_here, self.metrics))
         changes: dict[str, Any] = {"rows": self._rows(), "metrics": names, "model": self.model, "seed": self.seed}
         changes["baselines"] = self.baselines if self.control is None else ()
-        changes["ensembles"] = () if self.rows is not None and self.ensembles is None else self.ensembles
+        changes["ensembles"] = self._ensembles(task.settings.ensembles)
         settings = task.settings.model_copy(update={key: value for key, value in changes.items() if value is not None})
         if self.users is not None or self.candidates is not None:
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"users": self.users})})
@@ -102,9 +102,17 @@ class Options:
         """The rows that were asked for, then those of adapters; alone, these bring the row they were learnt from."""
         if not self.adapters:
             return self.rows
-        learnt = [row_of(folder) for folder in self.adapters]
-        untuned = self.rows or tuple(dict.fromkeys(row.model_copy(update={"adapter": None}) for row in learnt))
-        return (*untuned, *learnt)
+        learnt = [row_of(folder) for folder in self.adapters if not members_of(folder)]
+        mixed = [row for folder in self.adapters for row in members_of(folder)]
+        bases = [row.model_copy(update={"adapter": None}) for row in learnt]
+        return (*(self.rows or dict.fromkeys((*bases, *mixed))), *learnt)
+
+    def _ensembles(self, own: tuple[EnsembleSettings, ...]) -> tuple[EnsembleSettings, ...]:
+        """The ensembles that were asked for, or the task's own beside its own rows; then those of learnt mixes."""
+        asked = self.ensembles or (() if self._rows() is not None else own)
+        groups = [(folder, members_of(folder)) for folder in self.adapters]
+        mixes = [EnsembleSettings(members=members, mix=str(folder)) for folder, members in groups if members]
+        return (*asked, *mixes)
 
     def record(self) -> dict[str, Any]:
         """What run.json says of this call beside the task's settings: all of it decides, or says where to look."""
@@ -133,10 +141,11 @@ class Checked:
         """The rows, over a model, those with learnt weights too."""
         return self._rows(self.task.settings.rows, self.parts, backend, force=force)
 
-    def ensembles(self, backend: Backend, *, force: bool = False) -> list[Ensemble]:
+    def ensembles(self, backend: Backend, *, force: bool = False) -> list[Together]:
         """The ensembles, over the same model."""
         groups = zip(self.task.settings.ensembles, self.members, strict=True)
-        return [Ensemble(one, tuple(self._rows(one.members, parts, backend, force=force))) for one, parts in groups]
+        made = ((one, self._rows(one.members, parts, backend, force=force)) for one, parts in groups)
+        return [together(one, members, self.queries.popularity, force=force) for one, members in made]
 
     def _rows(
         self, rows: Sequence[RowSettings], parts: Sequence[Chosen], backend: Backend, *, force: bool
@@ -157,6 +166,13 @@ def _adapted(name: str, settings: RowSettings, recommender: Recommender, *, forc
 
     found = adapted(recommender, str(settings.adapter), force=force)
     return Row(name, settings, found.recommender, found.to_dict())
+
+
+def members_of(folder: Path) -> tuple[RowSettings, ...]:
+    """The rows that a mix was learnt over; none of an adapter of another kind."""
+    from fewrec_prompt.tuning.adapters import read
+
+    return tuple(RowSettings(**row) for row in read(folder).about.get("members", ()))
 
 
 def row_of(folder: Path) -> RowSettings:
@@ -251,6 +267,7 @@ def conduct(
     asking = [*rows, *chain.from_iterable(one.members for one in ensembles)]
     jobs = scoring.plan(asking, queries.queries)
     header = records.header(task, asking, queries, backend) | options.record()
+    header["adapters"] |= {one.name: dict(one.adapter) for one in ensembles if one.adapter}
     folder = own_folder(task.name, header) if out is None else Path(out)
     if out is None and (record := finished(folder)):
         say(f"{folder} holds this very run (same data, model, templates and settings); give --out to run it anew")
@@ -367,11 +384,11 @@ def _filled(rows: Sequence[RowSettings], parts: Sequence[Chosen]) -> tuple[RowSe
 def _check_names(task: Task, parts: Sequence[Chosen], members: Sequence[Sequence[Chosen]]) -> None:
     """Raises TaskError where the table would call two rows, or two members of an ensemble, the same."""
     ensembles = task.settings.ensembles
-    groups = [_names(one.members, own) for one, own in zip(ensembles, members, strict=True)]
-    for names in groups:
+    groups = [(one, _names(one.members, own)) for one, own in zip(ensembles, members, strict=True)]
+    for _, names in groups:
         _check_distinct(names, "members of an ensemble")
     rows = _names(task.settings.rows, parts)
-    _check_distinct([*BASELINES, *rows, *map(joined, groups)], "rows")
+    _check_distinct([*BASELINES, *rows, *(called(one, names) for one, names in groups)], "rows")
 
 
 def _names(rows: Sequence[RowSettings], parts: Sequence[Chosen]) -> list[str]:

@@ -221,11 +221,9 @@ def read(row: Row, queries: Sequence[Query], store: Log) -> Scored:
     """Turn the logged answers of a row into rankings."""
     answers, ms = [], []
     for query in queries:
-        asked = _saved(store, row.asks, query)
-        twins = [_saved(store, key, query) for key in row.asks_twins.values()]
-        said = tuple(rows for unit in twins for rows in unit.logprobs)
-        answers.append(Answers(asked.logprobs, said, asked.n_history, query))
-        ms.append(asked.ms + sum(unit.ms for unit in twins))
+        said, cost = logged(row, query, store)
+        answers.append(said)
+        ms.append(cost)
     scores = _scores(row.recommender, answers)
     rankings = tuple(
         Ranking.from_scores(own.query, points.tolist(), own.n_history)
@@ -256,6 +254,14 @@ def _notes(verbalizer: AnyVerbalizer, answers: Sequence[Answers], scores: Sequen
     if verbalizer.many_rounds:
         notes["questions_per_user"] = len(asked) / len(answers)
     return notes
+
+
+def logged(row: Row, query: Query, store: Log) -> tuple[Answers, float]:
+    """What a row was answered about one query, and what that cost (milliseconds)."""
+    asked = _saved(store, row.asks, query)
+    twins = [_saved(store, key, query) for key in row.asks_twins.values()]
+    said = tuple(rows for unit in twins for rows in unit.logprobs)
+    return Answers(asked.logprobs, said, asked.n_history, query), asked.ms + sum(unit.ms for unit in twins)
 
 
 def n_answered(row: Row, queries: Sequence[Query], store: RunStore) -> int:

@@ -175,9 +175,19 @@ class RowSettings(Settings):
 
 
 class EnsembleSettings(Settings):
-    """One more row of the table, which ranks by what several rows score; they need not be rows of the table."""
+    """One more row of the table, which ranks by what several rows score; they need not be rows of the table.
 
-    members: Annotated[tuple[RowSettings, ...], Field(min_length=2, strict=False)]
+    All count alike, or by the weights of a mix that was learnt; a mix may be of one row alone.
+    """
+
+    members: Annotated[tuple[RowSettings, ...], Field(min_length=1, strict=False)]
+    mix: str | None = None  # folder of a learnt mix; a path starts from the working directory
+
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if self.mix is None and len(self.members) < 2:
+            raise ValueError("an ensemble has two `members` or more, or a learnt `mix`")
+        return self
 
     @property
     def prompt(self) -> str:

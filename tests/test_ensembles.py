@@ -123,10 +123,10 @@ def test_the_record_names_the_members_with_all_that_decides_their_scores(tmp_pat
 
     record = record_in(run.folder)
     row = record["rows"][-1]
-    filled = {"verbalizer": "title", "calibrate": "none", "alpha": None, "length": "sum", "adapter": None}
-    expected = [{"prompt": "complete"} | filled, {"prompt": "films-complete"} | filled]
+    filled = [RowSettings(prompt=name, verbalizer="title", length="sum") for name in ("complete", "films-complete")]
+    expected = [member.model_dump(mode="json") for member in filled]
     assert row["members"] == expected
-    assert record["settings"]["ensembles"] == [{"members": expected}]
+    assert record["settings"]["ensembles"] == [{"members": expected, "mix": None}]
     assert set(record["templates"]) == {"judge", "complete", "films-complete"}
     assert "title" in record["verbalizers"]
     assert row["ms_per_user"] > 0
@@ -183,9 +183,9 @@ def test_the_same_ensemble_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ('members = [{ prompt = "complete" }]', "at least 2"),
+        ('members = [{ prompt = "complete" }]', "two `members` or more"),
         ('members = [{ prompt = "complete" }, { promt = "judge" }]', "unknown key 'promt'.*Did you mean 'prompt'"),
-        ('parts = [{ prompt = "complete" }]', "unknown key 'parts'; known: members"),
+        ('parts = [{ prompt = "complete" }]', "unknown key 'parts'; known: members, mix"),
     ],
 )
 def test_a_task_file_is_read_strictly_here_too(tmp_path: Path, lines: str, says: str) -> None:

@@ -65,7 +65,7 @@ def test_a_mix_of_two_rows_ranks_by_the_weighted_sum_of_both():
     rows = {"complete": recommender(calibrate="none"), "judge": recommender("judge", calibrate="none")}
     names = ("complete sum", "complete mean", "complete tokens", "judge score", "popularity")
     weights = (1.0, 0.0, 0.0, 2.0, -0.5)
-    made = MixRecommender(rows, Mix(names, weights, 0.0, 1.0, 2.0, 4), {"i-Up (2009)": 3})
+    made = MixRecommender(rows, Mix(names, weights, 0.0, 3.0, 1.0, 2.0, 4), {"i-Up (2009)": 3})
     asked = query(candidates=("Up (2009)", "Ronin and Brat"))
 
     ranking = made.rank(asked)

@@ -108,7 +108,22 @@ def test_four_who_contradict_a_prior_do_not_turn_it_around_by_its_scale():
     examples, logged = people(4, {"sum": -3.0}, seed=1)
     problem, spread = mix._problem(examples, logged, list(logged[0]))
 
-    assert mix._scale_of(problem, np.array([1.0, 0.0, 0.0, 0.0]) * spread) > 0
+    scale, start = mix._scaled(problem, np.array([1.0, 0.0, 0.0, 0.0]) * spread)
+
+    assert scale == pytest.approx(min(mix.SCALES))
+    assert start[0] > 0
+
+
+def test_few_people_who_contradict_a_prior_do_not_overrule_it():
+    """The prior is right of everybody else: with four of whom it is not, almost all of its order stays."""
+    contrary, their = people(4, {"sum": -3.0, "tokens": 3.0}, seed=1)
+    asked, log = people(200, {"sum": 3.0}, seed=2)
+
+    found = fit(contrary, their, PRIOR)
+
+    prior = np.mean([places(one, (1.0, -0.5, 0.0, 0.0), own) for one, own in zip(asked, log, strict=True)])
+    learnt = np.mean([places(one, found.weights, own) for one, own in zip(asked, log, strict=True)])
+    assert learnt < prior + 1.0
 
 
 def test_ways_count_by_what_they_foretell_and_the_prior_begins_with_half():
@@ -189,12 +204,19 @@ def test_a_mix_is_arrays_and_json_and_comes_back_the_same():
 
 
 def test_weights_that_are_too_few_for_their_names_are_refused():
-    meta = {"names": ["sum", "twin"], "prior_share": 1.0, "loss": 1.0, "prior_loss": 1.0, "n_users": 4}
+    meta = {
+        "names": ["sum", "twin"],
+        "prior_share": 1.0,
+        "strength": None,
+        "loss": 1.0,
+        "prior_loss": 1.0,
+        "n_users": 4,
+    }
     with pytest.raises(DataError, match="a mix of 2 features needs as many finite weights"):
         Mix.from_tensors({"weights": np.array([1.0])}, meta)
 
 
 def test_features_of_another_row_are_refused():
-    found = Mix(("sum",), (1.0,), 1.0, 2.0, 2.0, 4)
+    found = Mix(("sum",), (1.0,), 1.0, math.inf, 2.0, 2.0, 4)
     with pytest.raises(DataError, match="features are judge score, but the mix is one of sum"):
         found.scores({"judge score": np.zeros(3)})

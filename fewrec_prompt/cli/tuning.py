@@ -13,6 +13,7 @@ from fewrec_prompt.errors import FewrecError, did_you_mean
 if TYPE_CHECKING:
     from fewrec_prompt.tasks import RowSettings, Task
     from fewrec_prompt.tuning.loop import Tuned
+    from fewrec_prompt.tuning.mix import Mix
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +24,9 @@ def register(app: typer.Typer) -> None:
 def tune(
     task: Annotated[str, typer.Argument(help="A task file, or the name of one in ./eval or among the shipped.")],
     out: Annotated[Path, typer.Option(help="Folder for what is learnt; an interrupted training goes on.")],
-    method: Annotated[str, typer.Option(help="soft-prompt, p-tuning, prefix, lora, adalora or full.")] = "soft-prompt",
+    method: Annotated[
+        str, typer.Option(help="mix, soft-prompt, p-tuning, prefix, lora, adalora or full.")
+    ] = "soft-prompt",
     shots: Annotated[int, typer.Option(min=1, help="How many people to learn from; none of them is tested.")] = 64,
     seed: Annotated[int, typer.Option(help="Draws the people, first weights and order.")] = 0,
     prompt: Annotated[str | None, typer.Option(help="Template; by default the task's first calibrated row.")] = None,
@@ -52,12 +55,15 @@ def tune(
     held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
     patience: Annotated[int, typer.Option(help="Passes without a better one before it stops.")] = 2,
     checkpointing: Annotated[bool, typer.Option(help="Compute more, hold less: for long prompts.")] = False,
+    popularity: Annotated[
+        bool, typer.Option("--popularity", help="Of mix: weigh how often items were taken, too.")
+    ] = False,
     model: Model = None,
     precision: Precision = "auto",
     device: Device = None,
     int8_threshold: Int8Threshold = None,
 ) -> None:
-    """Learn from a few people of a task: by virtual tokens, low-rank adapters, or all weights.
+    """Learn from a few people of a task: weights of what was logged, virtual tokens, low-rank adapters or all weights.
 
     What is learnt is used with: fewrec eval TASK --adapter FOLDER
     """
@@ -66,8 +72,22 @@ def tune(
     from fewrec_prompt.few_shot import tune_task
     from fewrec_prompt.tuning.settings import DEFAULTS, Settings
 
-    if method not in DEFAULTS:
-        raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, DEFAULTS)}")
+    if method != "mix" and method not in DEFAULTS:
+        raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, ('mix', *DEFAULTS))}")
+    if popularity and method != "mix":
+        raise FewrecError(f"--popularity belongs to --method mix, not to {method!r}")
+    found = tasks.load_task(task)
+    if model is not None:
+        found = tasks.with_model(found, model)
+    row = _row(found, prompt, verbalizer, calibrate, alpha, length)
+    numerics = Numerics(precision, device, int8_threshold)
+    if method == "mix":
+        from fewrec_prompt.mixing import tune_mix
+
+        rows = () if row is None else (row,)
+        made = tune_mix(found, shots, out, rows=rows, popularity=popularity, seed=seed, numerics=numerics, say=say)
+        _print_mix(made, task, out)
+        return
     settings = Settings(
         method=method,  # type: ignore[arg-type]  # these names are checked there
         tokens=tokens,
@@ -87,11 +107,6 @@ def tune(
         seed=seed,
         checkpointing=checkpointing,
     )
-    found = tasks.load_task(task)
-    if model is not None:
-        found = tasks.with_model(found, model)
-    row = _row(found, prompt, verbalizer, calibrate, alpha, length)
-    numerics = Numerics(precision, device, int8_threshold)
     _print(tune_task(found, settings, shots, out, row=row, numerics=numerics, say=say), task, out)
 
 
@@ -111,6 +126,16 @@ def _row(
             raise FewrecError("these flags say how a prompt is read; name it with --prompt")
         return None
     return RowSettings(prompt=prompt, verbalizer=verbalizer, calibrate=calibrate, alpha=alpha, length=length)  # type: ignore[arg-type]  # checked with the row
+
+
+def _print_mix(mix: Mix, task: str, out: Path) -> None:
+    for name, weight in zip(mix.names, mix.weights, strict=True):
+        typer.echo(f"{weight:>9.4f}  {name}")
+    typer.echo(
+        f"loss     {mix.prior_loss:.3f} of the row as it was, {mix.loss:.3f} of the mix, each person left out in turn"
+    )
+    typer.echo(f"prior    has {100 * mix.prior_share:.0f} % in the mix")
+    typer.echo(f"adapter  {out}\nuse it   fewrec eval {task} --adapter {out}")
 
 
 def _print(tuned: Tuned, task: str, out: Path) -> None:

@@ -32,6 +32,7 @@ def features_of(row: str, recommender: Recommender, answers: Answers) -> dict[st
             f"{row} sum": np.array([title.sum() for title in titles]),
             f"{row} mean": np.array([title.mean() for title in titles]),
             f"{row} tokens": np.array([float(len(title)) for title in titles]),
+            f"{row} {recommender.verbalizer.length}": np.asarray(recommender.raw_scores(answers)),
         }
     else:
         found = {f"{row} score": np.asarray(recommender.raw_scores(answers))}

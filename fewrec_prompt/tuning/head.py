@@ -250,7 +250,6 @@ def _states(backend: Any, prompts: Sequence[Prompt], learner: Learner | None) ->
 
     def anew(places: Sequence[int], grad: bool) -> torch.Tensor:
         learner.place()
-        learner.backend.engine.forget()  # keys and values kept from before the last step are those of another model
         states = hidden(backend, [prompts[place] for place in places], grad=grad)
         return states if grad else torch.from_numpy(states).to(backend.model.device)
 

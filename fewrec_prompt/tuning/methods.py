@@ -43,6 +43,7 @@ class Learner:
 
     def place(self) -> None:
         """Make the backend answer with the weights as they are now; before every forward pass."""
+        self.backend.engine.forget()  # keys and values that other weights have made
 
     def penalty(self) -> torch.Tensor | float:
         """What the method adds to the loss of a step."""
@@ -170,6 +171,7 @@ class LowRank(Learner):
         return {name: weights for name, weights in named if self.name in name.split(".") and "ranknum" not in name}
 
     def place(self) -> None:
+        super().place()
         self.backend.switch.use(self.name)
 
     def end(self) -> None:

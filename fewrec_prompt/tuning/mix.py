@@ -27,7 +27,7 @@ Features: TypeAlias = Mapping[str, Floats]
 MOST = 16  # weights
 STRENGTHS = (300.0, 100.0, 30.0, 10.0, 3.0)  # nats for a weight that is off by a nat a standard deviation
 TRUST = 0.5  # in the prior as it is, before anybody is heard
-SCALES = np.geomspace(0.3, 3.0, 30)  # of the prior, in nats a standard deviation of its scores
+SCALES = np.geomspace(0.2, 3.0, 30)  # of the prior, in nats a standard deviation of its scores
 LONGEST = 2.0  # step of a fit, in nats a standard deviation
 _MOST_STEPS, _TINY, _CLOSE = 100, 1e-9, 1e-3
 
@@ -39,6 +39,7 @@ class Mix:
     names: tuple[str, ...]
     weights: tuple[float, ...]  # nats for one unit of the feature
     prior_share: float  # what the prior as it is has in the average
+    strength: float  # that has most; inf: the prior as it is
     loss: float  # nats a person, each left out in turn
     prior_loss: float  # the same of the prior
     n_users: int
@@ -49,7 +50,8 @@ class Mix:
 
     def to_tensors(self) -> tuple[dict[str, Floats], dict[str, Any]]:
         """Arrays by name, and what JSON can say of them; `from_tensors` takes both."""
-        meta = asdict(self) | {"names": list(self.names)}
+        strength = self.strength if math.isfinite(self.strength) else None  # JSON has no infinity
+        meta = asdict(self) | {"names": list(self.names), "strength": strength}
         return {"weights": np.array(meta.pop("weights"))}, meta
 
     @classmethod
@@ -58,7 +60,8 @@ class Mix:
         weights, names = np.asarray(arrays["weights"], dtype=np.float64), tuple(meta["names"])
         if weights.shape != (len(names),) or not np.isfinite(weights).all():
             raise DataError(f"a mix of {len(names)} features needs as many finite weights, not {weights.tolist()}")
-        return cls(**{**meta, "names": names, "weights": tuple(weights.tolist())})
+        strength = math.inf if meta["strength"] is None else meta["strength"]
+        return cls(**{**meta, "names": names, "weights": tuple(weights.tolist()), "strength": strength})
 
 
 def fit(examples: Sequence[Example], logged: Sequence[Features], prior: Mapping[str, float]) -> Mix:
@@ -72,11 +75,12 @@ def fit(examples: Sequence[Example], logged: Sequence[Features], prior: Mapping[
     names = _checked(examples, logged, prior)
     problem, spread = _problem(examples, logged, names)
     direction = np.array([prior.get(name, 0.0) for name in names]) * spread
-    start = _scale_of(problem, direction) * direction
-    fitted = [start] + [_fitted(problem, start, strength) for strength in STRENGTHS]
-    losses = [problem.losses(start)] + [
-        _left_out(problem, start, strength, together) for strength, together in zip(STRENGTHS, fitted[1:], strict=True)
-    ]
+    scale, start = _scaled(problem, direction)
+    # A prior that few people agree with is scaled down, and must not become easy to overrule by that.
+    pulls = [strength / min(1.0, scale) ** 2 for strength in STRENGTHS]
+    fitted = [start] + [_fitted(problem, start, pull) for pull in pulls]
+    losses = [problem.losses(start)]
+    losses += [_left_out(problem, start, pull, own) for pull, own in zip(pulls, fitted[1:], strict=True)]
     shares = _shares([float(of_people.sum()) for of_people in losses])
     means = np.array([of_people.mean() for of_people in losses])
     weights = (shares @ np.array(fitted)) / spread
@@ -84,6 +88,7 @@ def fit(examples: Sequence[Example], logged: Sequence[Features], prior: Mapping[
         names,
         tuple(weights.tolist()),
         prior_share=float(shares[0]),
+        strength=(math.inf, *STRENGTHS)[int(shares.argmax())],
         loss=float(shares @ means),
         prior_loss=float(means[0]),
         n_users=len(examples),
@@ -152,12 +157,15 @@ def _problem(examples: Sequence[Example], logged: Sequence[Features], names: Seq
     return _Problem(features, targets, there), spread
 
 
-def _scale_of(problem: _Problem, direction: Floats) -> float:
-    """How many nats a unit of the prior's scores is worth to these people; never so few that the prior says nothing."""
-    scores = problem.features[problem.there] @ direction
-    scales = SCALES / max(float(scores.std()), _TINY)
-    losses = problem.all_losses(scales[:, None] * direction).sum(-1)
-    return float(scales[int(losses.argmin())])
+def _scaled(problem: _Problem, direction: Floats) -> tuple[float, Floats]:
+    """What the prior's scores are worth to these people, in nats a standard deviation, and weights that say so.
+
+    It is one of SCALES: never nothing, and never below.
+    """
+    unit = direction / max(float((problem.features[problem.there] @ direction).std()), _TINY)
+    losses = problem.all_losses(SCALES[:, None] * unit).sum(-1)
+    scale = float(SCALES[int(losses.argmin())])
+    return scale, scale * unit
 
 
 def _fitted(problem: _Problem, start: Floats, strength: float) -> Floats:
