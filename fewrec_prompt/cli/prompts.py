@@ -71,7 +71,7 @@ def render(
     questions = reader.ask(query, recommender.Render(template, found.domain))
     typer.echo(str(questions[0].prompt))
     if len(questions) > 1:
-        say(f"(the first of {len(questions)} questions, one a candidate)")
+        say(f"(the first of {len(questions)} questions)")
     if tokens:
         from fewrec_prompt.backends.causal import load_tokens
 
