@@ -401,6 +401,20 @@ def check_kinds(template: Template, verbalizer: Verbalizer) -> None:
         )
 
 
+def check_trains(verbalizer: verbalizers.AnyVerbalizer, calibration: Calibration) -> None:
+    """Raises VerbalizerError, by name, for a reading that no gradient of one user's answers goes through."""
+    if verbalizer.many_rounds:
+        raise VerbalizerError(
+            f"a verbalizer of kind {verbalizer.kind!r} that asks by what was answered before cannot be trained "
+            "through; train with one that asks once (choose, judge, rate, complete, channel)"
+        )
+    if calibration.transductive:
+        raise VerbalizerError(
+            f"calibration {calibration.name!r} takes the answers of all users and cannot be trained through; train "
+            "with 'none', 'pmi' or 'contextual'"
+        )
+
+
 def next_groups(rounds: Rounds, rows: Sequence[TokenLogprobs] | None = None) -> list[Group] | None:
     """What rounds ask for after these answers; None when they have come to their scores."""
     try:

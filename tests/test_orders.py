@@ -10,8 +10,9 @@ from _tiny import FILMS, query
 
 from fewrec_prompt import templates, verbalizers
 from fewrec_prompt.backends.toy import ToyBackend
+from fewrec_prompt.calibration import Calibration
 from fewrec_prompt.errors import VerbalizerError
-from fewrec_prompt.recommender import Recommender, next_groups
+from fewrec_prompt.recommender import Recommender, check_trains, next_groups
 from fewrec_prompt.verbalizers import Choose, Pairwise, Setwise
 from fewrec_prompt.verbalizers.choose import merged, windows
 
@@ -237,6 +238,21 @@ def test_a_recommender_sorts_by_asking(tmp_path):
     assert str(backend.asked[1].prompt) == "A c2 B c1 ?"
     assert len(backend.asked) == 2 * 2
     assert math.isfinite(sum(ranking.scores))
+
+
+@pytest.mark.parametrize(
+    ("name", "calibration", "says"),
+    [
+        ("pair", "none", "kind 'pairwise' that asks by what was answered before cannot be trained through"),
+        ("set", "none", "kind 'setwise' that asks"),
+        ("letters-settled", "none", "kind 'choose' that asks"),
+        ("title", "batch", "calibration 'batch' takes the answers of all users and cannot be trained through"),
+    ],
+)
+def test_what_cannot_be_trained_through_is_refused_by_name(name, calibration, says):
+    with pytest.raises(VerbalizerError, match=says):
+        check_trains(verbalizers.load(name), Calibration(calibration, 1.0))
+    check_trains(verbalizers.load("letters-balanced"), Calibration("pmi", 1.0))
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from _tiny import FILMS, model, query, tokenizer
+from _tiny import FILMS, model, plain, query, tokenizer
 from test_evaluation import PLAIN, PMI, WordyBackend, rankings_in, record_in, tiny
 from test_kept_answers import Named
 
-from fewrec_prompt import verbalizers
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.precision import NumericMode
-from fewrec_prompt.errors import VerbalizerError
+from fewrec_prompt.errors import BudgetError, VerbalizerError
 from fewrec_prompt.evaluation import Run, evaluate
 from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.score_cache import Kept
+from fewrec_prompt.scoring import Asking
 from fewrec_prompt.tasks import RowSettings
 from fewrec_prompt.types import Question, TokenLogprobs
 
@@ -190,6 +191,28 @@ def test_a_row_says_how_many_orders_it_asks(tmp_path: Path) -> None:
         run_of(tmp_path / "other", RowSettings(prompt="complete", orders=4))
 
 
+def test_rounds_that_are_known_cost_what_each_took_and_one_that_is_not_makes_the_unit_scored() -> None:
+    class Shelf:
+        """Knows the first question, and that it took 40 ms."""
+
+        def get(self, key: str) -> Any:
+            return Kept((np.array([-1.0]), np.array([-2.0])), 40.0) if key == known else None
+
+        def put(self, *_: object) -> None: ...
+
+    first, second = (plain(text, " A", " B") for text in ("one", "two"))
+    backend = Named()
+    known = backend.identity([first]).key
+    asking = Asking(backend, Shelf())  # type: ignore[arg-type]  # what it needs of a ScoreCache
+
+    asking([first])
+    asking([first])
+    assert (asking.source, asking.ms, backend.asked) == ("cached", 80.0, [])
+    asking([second])
+    assert asking.source == "scored"
+    assert asking.ms > 80.0
+
+
 # --- a real model, tiny and random -------------------------------------------------------------------------------
 
 
@@ -204,10 +227,11 @@ def test_every_kind_ranks_with_a_transformer(row: RowSettings) -> None:
     assert len({round(score, 9) for score in ranking.scores}) == 3
 
 
-def test_more_candidates_than_fit_a_comparison_are_an_error_that_names_the_user() -> None:
-    backend = WordyBackend(context_window=30)
-    template, reader, _ = choose("setwise", None, "none", None, None)
-    long = query(history=("Heat",), candidates=tuple(f"film {at}" for at in range(9)))
-    with pytest.raises(Exception, match="user 'u1'"):
-        Recommender(template, reader, backend, FILMS).rank(long)
-    assert verbalizers.load("set").many_rounds
+def test_a_comparison_that_turns_out_too_long_is_an_error_that_names_the_user() -> None:
+    """What fits is judged by the longest titles in letters; the toy counts words, and the two of most words meet."""
+    template, reader, _ = choose("pairwise", None, "none", None, None)
+    asked = query(history=("Heat",), candidates=("abcdefghijkl", "abcdefghij", "a b c d e f", "a b c d e"))
+    roomy = Recommender(template, reader, WordyBackend(), FILMS)
+    window = max(roomy.backend.n_tokens(question) for question in roomy.questions(asked))
+    with pytest.raises(BudgetError, match=f"user 'u1': a comparison of 2 candidates does not fit {window} tokens"):
+        Recommender(template, reader, WordyBackend(context_window=window), FILMS).rank(asked)

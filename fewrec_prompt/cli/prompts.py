@@ -207,7 +207,7 @@ def render(
     questions = _asked(name, verbalizer, _query(tasks.load_queries(found, say=say), user), found.domain)
     typer.echo(str(questions[0].prompt))
     if len(questions) > 1:
-        say(f"(the first of {len(questions)} questions, one a candidate)")
+        say(f"(the first of {len(questions)} questions)")
     if tokens:
         from fewrec_prompt.backends.choice import load_tokens
 

@@ -15,7 +15,7 @@ class Judge(Base):
     """A score is log p(yes words) − log p(no words).
 
     Several words for one answer count as any of them ("sum" of probabilities) or by their mean log-probability
-    ("mean-log"), which no frequent word decides alone (Schick & Schütze 2021, arXiv 2001.07676).
+    ("mean-log"), which no frequent word decides alone (Hu et al. 2022, arXiv 2108.02035).
     """
 
     kind: Literal["judge"]
