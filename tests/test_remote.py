@@ -508,7 +508,7 @@ def llama_cpp(words, tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("llama"), tiny_qwen()
     with serving(write_gguf(made, folder / "tiny.gguf")) as address:
         file = folder / "server.toml"
-        file.write_text(f'url = "{address}/v1"\nmodel = "tiny"\ntokenizer = "{words}"\ntop_logprobs = 300\n')
+        file.write_text(f'url = "{address}/v1"\nmodel = "tiny"\ntokenizer = "{words}"\ntop_logprobs = 344\n')
         yield file, CausalBackend(made, tokenizer(), MODE)
 
 
