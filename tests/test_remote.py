@@ -6,7 +6,9 @@ import json
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import numpy as np
 import pytest
+from _llama_server import serving, tiny_qwen, write_gguf
 from _server import FakeServer, half, slow, status
 from _tiny import FILMS, TITLES, model, plain, query, tokenizer
 
@@ -19,6 +21,7 @@ from fewrec_prompt.backends.remote.client import Client
 from fewrec_prompt.backends.remote.server import Server, server_named
 from fewrec_prompt.errors import BudgetError, ModelError, RemoteError, VerbalizerError
 from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.verbalizers import Choose
 
 MODE = NumericMode("fp32", "a test", "cpu")
 LABELS = plain("Question: Yes or No? Answer:", " Yes", " or", labels=True)
@@ -203,15 +206,23 @@ def test_an_echo_that_is_ignored_is_found_out(serve):
 
 def heated(body, answer):
     told = answer["choices"][0]["logprobs"]
-    if "top_logprobs" in told and body["temperature"] == 0:
+    if body["temperature"] == 0:
         told["top_logprobs"] = [{name: -10.0 * n for n, name in enumerate(told["top_logprobs"][0])}]
     return answer
 
 
-def test_log_probabilities_that_depend_on_the_temperature_are_refused(serve):
+def biased(body, answer):
+    told = answer["choices"][0]["logprobs"]
+    (token,) = map(int, body["logit_bias"])
+    told["top_logprobs"] = [dict.fromkeys(told["top_logprobs"][0], -90.0) | {f"token_id:{token}": -0.01}]
+    return answer
+
+
+@pytest.mark.parametrize("change", [heated, biased])
+def test_log_probabilities_that_depend_on_what_is_generated_are_refused(serve, change):
     fake = serve("top")
-    fake.change = heated
-    with pytest.raises(RemoteError, match="change with the temperature"):
+    fake.change = change
+    with pytest.raises(RemoteError, match="change with temperature and logit_bias"):
         load(fake)
 
 
@@ -486,3 +497,48 @@ def test_what_needs_the_model_itself_is_refused_by_name(serve):
 def test_the_server_decides_its_precision(serve):
     with pytest.raises(ModelError, match="a server decides how it computes"):
         connect.load(str(serve(*VLLM).file), Numerics("fp32"))
+
+
+# --- a real server ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llama_cpp(words, tmp_path_factory):
+    """A file that names a llama.cpp server in a process of its own, and the model it serves."""
+    folder, made = tmp_path_factory.mktemp("llama"), tiny_qwen()
+    with serving(write_gguf(made, folder / "tiny.gguf")) as address:
+        file = folder / "server.toml"
+        file.write_text(f'url = "{address}/v1"\nmodel = "tiny"\ntokenizer = "{words}"\ntop_logprobs = 344\n')
+        yield file, CausalBackend(made, tokenizer(), MODE)
+
+
+def test_llama_cpp_ignores_the_echo_is_found_out_and_scores_labels_as_the_model_does(llama_cpp):
+    file, same = llama_cpp
+    said = []
+    backend = connect.load(str(file), say=said.append)
+    assert backend.mode.layout == "top_logprobs"
+    assert backend.context_window == 256
+    assert "echo is wrong or not there" in said[-1]
+    for rows, others in zip(backend.logprobs([LABELS]), same.logprobs([LABELS]), strict=True):
+        assert np.concatenate(rows) == pytest.approx(np.concatenate(others), abs=0.01)  # it keeps keys in 16 bits
+    with pytest.raises(VerbalizerError, match="scores labels of one token only"):
+        backend.logprobs(ASKED)
+
+
+def test_llama_cpp_tells_a_table_wherever_the_model_would_end_or_begin_a_character(llama_cpp):
+    """Left to itself it tells none in one of four of these places."""
+    file, same = llama_cpp
+    backend = connect.load(str(file))
+    asked = [plain(f"{text}: {n}", " Yes", labels=True) for n in range(10) for text in TITLES]
+    for rows, others in zip(backend.logprobs(asked), same.logprobs(asked), strict=True):
+        assert np.concatenate(rows) == pytest.approx(np.concatenate(others), abs=0.02)
+
+
+def test_llama_cpp_ranks_as_the_model_does(llama_cpp):
+    file, same = llama_cpp
+    template = choose("choose", None, "none", None, None)[0]
+    words = Choose(kind="choose", description="words of one token", labels=("Yes", "or", "films", "person"))
+    asked = query(candidates=TITLES[2:6])
+    theirs, ours = (Recommender(template, words, one, FILMS).rank(asked) for one in (connect.load(str(file)), same))
+    assert theirs.item_ids == ours.item_ids
+    assert theirs.scores == pytest.approx(ours.scores, abs=0.01)

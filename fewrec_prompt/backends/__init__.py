@@ -35,7 +35,11 @@ class Identity:
 
 
 class Backend(Protocol):
-    """What a recommender needs of a language model."""
+    """What a recommender needs of a language model. `testing.BackendContract` tests that one keeps it.
+
+    Some have more, `hidden(prompts, *, grad=False)`: means of the last hidden states over each prompt's tokens, float32
+    (n_prompts, width), torch with `grad`. What a backend cannot do it refuses by name, with a ModelError.
+    """
 
     context_window: int  # tokens
     mode: Any  # NumericMode: what decides the bits of an answer

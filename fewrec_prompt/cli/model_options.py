@@ -9,7 +9,9 @@ import typer
 
 DEFAULT_MODEL = "smollm2-135m"
 
-Model = Annotated[str | None, typer.Option(help="Embedded model, local folder or Hugging Face id.")]
+Model = Annotated[
+    str | None, typer.Option(help="Embedded model, local folder, Hugging Face id, or server: see docs/models.md.")
+]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, int8 or int4.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.")]
 Int8Threshold = Annotated[

@@ -100,7 +100,7 @@ class RemoteBackend:
         return way.read(ids, self._client.post("/completions", self._body(way.request(ids))), self._words)
 
     def _top(self, ids: Ids) -> dict[int, float]:
-        request = self._body(top_request(ids, self._server.top_logprobs))
+        request = self._body(top_request(ids, self._server.top_logprobs, self._words.plain[0]))
         return read_top(ids, self._client.post("/completions", request), self._words)
 
     def _body(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from fewrec_prompt.backends.remote.ways import LABELS_ONLY, WAYS, Ids, Vocabular
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.errors import ModelError, RemoteError, did_you_mean
 
-PROBE = "The quick brown fox jumps over the"
 TOLERANCE = 0.05  # nats between what a server says of a token to come and of the same token as given
 
 
@@ -63,9 +62,9 @@ def choose_way(server: Server, client: Client, tokenizer: Any, say: Say = quiet)
     It says which token is likeliest to come next, twice. Then it is given the text with both: a way is right if it
     gives as many numbers as there are tokens, and says the same of those two.
     """
-    tokens, words, ask = QuestionTokenizer(tokenizer), Vocabulary(tokenizer), partial(_ask, server, client)
+    start, words, ask = QuestionTokenizer(tokenizer).start, Vocabulary(tokenizer), partial(_ask, server, client)
     try:
-        ids, told = _continued(ask, tokens.start + tokens.text_ids(PROBE), words)
+        ids, told = _continued(ask, start + words.plain, words)
     except RemoteError as error:
         raise RemoteError(f"{server.url} cannot be used: {error}") from None
     wrong = {}
@@ -92,14 +91,16 @@ def _ask(server: Server, client: Client, request: dict[str, Any]) -> dict[str, A
 def _continued(ask: Callable[[dict[str, Any]], dict[str, Any]], ids: Ids, words: Vocabulary) -> tuple[Ids, list[float]]:
     """The text with two likely tokens behind it, and their log-probabilities.
 
-    Raises RemoteError if there are none, or if they change with the temperature: those are of no use.
+    Raises RemoteError if there are none, or if they change with the temperature or with what is to be generated: then
+    they are not what the model says of the text.
     """
     told: list[float] = []
     for _ in range(2):
-        cold, warm = (read_top(ids, ask(top_request(ids, 5, at)), words) for at in (0.0, 1.0))
+        ways = (words.plain[0], 0.0), (words.plain[-1], 1.0)
+        cold, warm = (read_top(ids, ask(top_request(ids, 5, *way)), words) for way in ways)
         token, logprob = next(iter(cold.items()))
         if abs(warm.get(token, -math.inf) - logprob) > TOLERANCE:
-            raise RemoteError("its log-probabilities change with the temperature; they are not the model's own")
+            raise RemoteError("its log-probabilities change with temperature and logit_bias: they are not the model's")
         ids, told = (*ids, token), [*told, logprob]
     return ids, told
 

@@ -14,6 +14,8 @@ from fewrec_prompt.artifacts import Settings, read_toml
 from fewrec_prompt.errors import ArtifactError, ModelError
 from fewrec_prompt.redaction import without_secrets
 
+_MORE = "holds more than the place of a server; a key belongs into the environment variable that key_variable names"
+
 
 class Server(Settings):
     """A server that speaks OpenAI's protocol, and the model it serves. A whole TOML file."""
@@ -34,11 +36,8 @@ class Server(Settings):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("not an address of a server, such as http://127.0.0.1:8000/v1")
-        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-            raise ValueError(
-                f"{without_secrets(url)} holds more than the place of a server; a key belongs into the environment "
-                "variable that key_variable names"
-            )
+        if "@" in url or parts.query or parts.fragment:
+            raise ValueError(f"{without_secrets(url)} {_MORE}")
         return url.rstrip("/")
 
     @property
@@ -65,6 +64,8 @@ def server_named(name: str) -> Server:
 
 
 def _of_address(name: str) -> Server:
+    if "@" in name:  # a password may hold a # of its own, and the rest of it would pass for a model
+        raise ModelError(f"{without_secrets(name)} {_MORE}")
     url, mark, model = name.partition("#")
     if not mark or not model:
         raise ModelError(

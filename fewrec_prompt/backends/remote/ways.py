@@ -22,6 +22,7 @@ from typing import Any
 from fewrec_prompt.errors import RemoteError
 
 Ids = Sequence[int]
+PROBE = "The quick brown fox jumps over the"
 _BY_ID = "token_id:"
 
 
@@ -30,6 +31,11 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+
+    @cached_property
+    def plain(self) -> tuple[int, ...]:
+        """Some words in ASCII."""
+        return tuple(self._tokenizer(PROBE, add_special_tokens=False)["input_ids"])
 
     def text(self, token: int) -> str:
         """What this token says."""
@@ -94,12 +100,18 @@ WAYS = {"prompt_logprobs": Way(prompt_logprobs_request, read_prompt_logprobs), "
 LABELS_ONLY = "top_logprobs"
 
 
-def top_request(ids: Ids, n: int, temperature: float = 0.0) -> dict[str, Any]:
+def top_request(ids: Ids, n: int, generate: int, temperature: float = 0.0) -> dict[str, Any]:
+    """Asks for the n likeliest next tokens while `generate` is what is generated, a token that any server can show.
+
+    Left to itself, llama.cpp tells nothing where it would end, or begin a character of several tokens; given more room,
+    it tells a later token's table as the first one's.
+    """
     return {
         "prompt": list(ids),
         "max_tokens": 1,
         "temperature": temperature,
         "logprobs": n,
+        "logit_bias": {str(generate): 100},
         "return_tokens_as_token_ids": True,  # vLLM; others name tokens by their text
     }
 
