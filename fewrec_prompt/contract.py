@@ -136,8 +136,13 @@ def _labels(template: Template) -> tuple[str, ...]:
 
 def _texts(template: Template, query: Query, labels: tuple[str, ...]) -> tuple[str, ...]:
     items: Sequence[Item | None] = query.candidates if lint.REQUIRED.get(template.kind) == "item" else [None]
-    prompts = [template.render(query, Domain(), item=item, labels=labels) for item in items]
+    prompts = [template.render(query, Domain(), item=item, labels=labels, count_tokens=n_words) for item in items]
     return tuple(prompt.text + prompt.answer_prefix for prompt in prompts)
+
+
+def n_words(text: str) -> int:
+    """What stands for a count of tokens where there is no model."""
+    return len(text.split())
 
 
 def _place(template: Template, word: str, *, whole: bool = False) -> tuple[str, int]:

@@ -23,9 +23,9 @@ from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.catalogue import Rule
 from fewrec_prompt.errors import BudgetError, DataError, TemplateError, VerbalizerError
-from fewrec_prompt.templates import Template
+from fewrec_prompt.templates import CountTokens, ShownDemo, Template
 from fewrec_prompt.text import one_line, shown_title
-from fewrec_prompt.types import Domain, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
+from fewrec_prompt.types import Domain, Fields, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import Group, Length, Orders, Rounds, Verbalizer
 from fewrec_prompt.verbalizers.base import mean
 
@@ -51,10 +51,11 @@ class Ranker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Render:
-    """A template bound to the words of a domain."""
+    """A template bound to the words of a domain, and to the tokens of a model where there is one."""
 
     template: Template
     domain: Domain
+    count_tokens: CountTokens | None = None
 
     @property
     def lead(self) -> str:
@@ -64,24 +65,46 @@ class Render:
     def end(self) -> str:
         return self.template.front.end
 
-    def __call__(self, query: Query, *, item: Item | None = None, labels: Sequence[str] = ()) -> Prompt:
-        prompt = self.template.render(query, self.domain, item=item, labels=labels)
+    def __call__(
+        self,
+        query: Query,
+        *,
+        item: Item | None = None,
+        labels: Sequence[str] = (),
+        demos: Sequence[ShownDemo] = (),
+    ) -> Prompt:
+        prompt = self.template.render(
+            query, self.domain, item=item, labels=labels, demos=demos, count_tokens=self.count_tokens
+        )
         little = replace(query, history=query.history[-1:], candidates=query.candidates[:1])
-        return replace(prompt, n_shared=shared_length(prompt.text, _of_others(self, little, labels[:1])))
+        others = _of_others(self, little, tuple(labels), tuple(demos))
+        return replace(prompt, n_shared=shared_length(prompt.text, others))
 
 
 @lru_cache(maxsize=8)
-def _of_others(render: Render, query: Query, labels: Sequence[str]) -> str:
-    """What the template says of another title: how far a prompt agrees with it, all prompts of the template agree."""
+def _of_others(render: Render, query: Query, labels: tuple[str, ...], demos: tuple[ShownDemo, ...]) -> str:
+    """What the template says of another title to another person, after the same examples.
+
+    How far a prompt agrees with it, all prompts of the template agree.
+    """
     if not query.candidates:
         return ""
     stranger = replace(query.candidates[0], title="\N{CURRENCY SIGN}" + query.candidates[0].title)
     history = tuple(replace(taken, item=stranger) for taken in query.history)
-    other = replace(query, history=history, candidates=(stranger,))
+    user, context = _changed(query.user), _changed(query.context)
+    other = replace(query, history=history, candidates=(stranger,), user=user, context=context)
     try:
-        return render.template.render(other, render.domain, item=stranger, labels=labels).text
+        prompt = render.template.render(
+            other, render.domain, item=stranger, labels=labels, demos=demos, count_tokens=render.count_tokens
+        )
     except TemplateError:  # a template that needs more than such a query has shares nothing
         return ""
+    return prompt.text
+
+
+def _changed(fields: Fields) -> Fields:
+    """The same fields with other values."""
+    return tuple((name, "\N{CURRENCY SIGN}" + value if isinstance(value, str) else value + 1) for name, value in fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +275,7 @@ class Recommender:
 
     def _questions_about(self, query: Query, groups: Sequence[Group]) -> list[Question]:
         assert isinstance(self.verbalizer, verbalizers.InGroups), "what asks in rounds asks about groups"
-        render = Render(self.template, self.domain)
-        questions = [self.verbalizer.question(query, group, render) for group in groups]
+        questions = [self.verbalizer.question(query, group, self._render) for group in groups]
         if not all(self._has_room(question) for question in questions):
             raise BudgetError(
                 f"user {query.user_id!r}: a comparison of {len(groups[0])} candidates does not fit "
@@ -297,7 +319,11 @@ class Recommender:
         return self._fit(query)[1]
 
     def _ask(self, query: Query) -> list[Question]:
-        return self.verbalizer.ask(query, Render(self.template, self.domain))
+        return self.verbalizer.ask(query, self._render)
+
+    @property
+    def _render(self) -> Render:
+        return Render(self.template, self.domain, self.backend.count_tokens)
 
     def _fit(self, query: Query) -> tuple[Query, list[Question]]:
         """The query with as much of its latest history as fits, by bisection; never less than one item."""

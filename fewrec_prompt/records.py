@@ -83,13 +83,14 @@ def version_of(name: str) -> str | None:
 
 
 def queries_digest(queries: QuerySet) -> str:
-    """sha256 over every history, candidate list and answer, in order."""
+    """sha256 over every history, candidate list and answer, and what is known of people, in order."""
     whole = sha256()
     for query in queries.queries:
         history = [seen.item.id for seen in query.history]
         candidates = [item.id for item in query.candidates]
         answer = sorted(queries.qrels.get(query.user_id, ()))
         parts = [query.user_id, *history, "\1", *candidates, "\1", *answer]
+        parts += [f"\1{name}\0{value!r}" for name, value in (*query.user, *query.context)]
         whole.update("\0".join(parts).encode("utf-8", "surrogatepass") + b"\2")
     return whole.hexdigest()
 

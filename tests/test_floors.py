@@ -24,7 +24,7 @@ FLOORS = (
         "slices",
         "data",
     ),  # 1 files, numbers
-    ("templates", "verbalizers", "lint", "contract", "calibration", "demos"),  # 2 language
+    ("templates", "sandbox", "filters", "verbalizers", "lint", "contract", "calibration", "demos"),  # 2 language
     ("backends", "catalogue"),  # 3 models
     ("recommender", "baselines", "tuning"),  # 4 recommenders
     (  # 5 studies

@@ -50,6 +50,10 @@ class Backend(Protocol):
         """Tokens of the longest sequence this question makes: prompt and continuation."""
         ...
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text that is part of no question yet."""
+        ...
+
     def n_computed(self, questions: Sequence[Question]) -> int:
         """Tokens that answering these questions together computes, as long as nothing of them is kept."""
         ...

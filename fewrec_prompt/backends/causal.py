@@ -66,6 +66,10 @@ class CausalBackend:
         """Tokens of the longest sequence this question makes: learned prefix, prompt and continuation."""
         return self.engine.n_learned + max(len(sequence.ids) for sequence in self.tokens.encode(question))
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text that is part of no question yet."""
+        return len(self.tokens.text_ids(text))
+
     def n_computed(self, questions: Sequence[Question]) -> int:
         """Tokens that answering these questions together computes, as long as nothing of them is kept."""
         planned = plan([sequence for question in questions for sequence in self.tokens.encode(question)])
