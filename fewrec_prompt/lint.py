@@ -39,6 +39,7 @@ RULES: Mapping[str, str] = {
     "P019": "a label is not one token of the model",
     "P020": "prompts are longer than the model's context window",
     "P021": "the model cannot be asked so, such as a chat of a model without a chat format",
+    "P022": "an example is shown without its answer",
 }
 REFUSED = frozenset({"P001", "P002", "P003", "P004", "P005", "P006", "P007"})  # with these a template does not load
 VARIABLES = ("history", "candidates", "item", "demos", "domain", "user", "context")

@@ -26,6 +26,7 @@ from fewrec_prompt.types import Query
 READERS = {"choose": "letters", "judge": "yes-no", "rate": "stars", "complete": "title"}
 HISTORY = "{% for seen in history %}{{ seen.title }}; {% endfor %}"
 CANDIDATES = "{% for one in candidates %}{{ one.label }}. {{ one.title }}\n{% endfor %}Answer:"
+DEMOS = "{% for demo in demos %}{{ demo.item.title }}?{% endfor %}"
 LETTERED = "{% for x in history %}{{ 'ABCD'[loop.index0] }}. {{ x.title }}\n{% endfor %}"
 Write = Callable[..., Path]
 
@@ -113,6 +114,8 @@ BROKEN = [
     # answers
     ("judge", HISTORY + "{{ item.title }}\n{{ item.id }}?", {}, "P017", 8, "ids"),
     ("complete", f"{HISTORY}\n{{{{ candidates[0].title }}}}?", {}, "P017", 8, "place"),
+    # examples
+    ("judge", DEMOS + HISTORY + "{{ item.title }}?", {}, "P022", 7, "demo.answer"),
     # labels
     ("choose", LETTERED + CANDIDATES, {}, "P018", 7, "'A'"),
 ]  # fmt: skip
