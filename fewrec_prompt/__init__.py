@@ -24,6 +24,8 @@ _PUBLIC = {
     "Search": "searching",
     "search": "searching",
     "Space": "space",
+    "Probe": "probes",
+    "probe": "probes",
     "RowSettings": "tasks",
     "load_task": "tasks",
 }

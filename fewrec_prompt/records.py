@@ -31,6 +31,7 @@ LIBRARIES = (
     "transformers",
     "tokenizers",
     "bitsandbytes",
+    "peft",
     "jinja2",
     "numpy",
     "evaluate",
@@ -54,6 +55,7 @@ def header(task: Task, rows: Sequence[Row], queries: QuerySet, backend: Backend)
         "verbalizers": {
             str(row.settings.verbalizer): row.recommender.verbalizer.model_dump(mode="json") for row in rows
         },
+        "adapters": {row.name: dict(row.adapter) for row in rows if row.adapter},
         "versions": versions(),
     }
 
@@ -109,12 +111,13 @@ def _row(scored: Scored, intervals: Mapping[str, Interval]) -> dict[str, Any]:
     return {
         "name": scored.name,
         "prompt": settings.prompt if settings else None,
-        "verbalizer": settings.verbalizer if settings else None,
-        "calibration": settings.calibrate if settings else None,
-        "alpha": settings.alpha if settings else None,
-        "length": settings.length if settings else None,
-        "orders": settings.orders if settings else None,
-        "transductive": settings.calibrate in TRANSDUCTIVE if settings else False,
+        "verbalizer": getattr(settings, "verbalizer", None),
+        "calibration": getattr(settings, "calibrate", None),
+        "alpha": getattr(settings, "alpha", None),
+        "length": getattr(settings, "length", None),
+        "orders": getattr(settings, "orders", None),
+        "transductive": getattr(settings, "calibrate", None) in TRANSDUCTIVE,
+        "members": [member.model_dump(mode="json") for member in getattr(settings, "members", ())],
         "n_users": len(scored.rankings),
         "ms_per_user": scored.ms_per_user,
         "metrics": {name: interval(one) for name, one in intervals.items()},

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from fewrec_prompt.metrics.beyond import order_correlation
 from fewrec_prompt.recommender import Answers, Chosen, Ranker, Recommender, Render, label_mass
 from fewrec_prompt.runs import RunStore, Source, Unit
 from fewrec_prompt.score_cache import ScoreCache
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.tasks import EnsembleSettings, RowSettings
 from fewrec_prompt.types import Domain, Kind, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import AnyVerbalizer, InGroups
 
@@ -43,13 +43,15 @@ class Row:
     name: str
     settings: RowSettings
     recommender: Recommender
+    adapter: Mapping[str, Any] | None = None  # what a record says of its learnt weights
 
     @property
     def asks(self) -> str:
         """Identity of the questions this row asks: rows that share it share their answers."""
         template, verbalizer = self.recommender.template, self.recommender.verbalizer
         domain = self.recommender.domain
-        key = "\0".join((template.ref.sha256, verbalizer.asks, domain.singular, domain.plural, domain.verb))
+        weights = self.adapter["sha256"] if self.adapter else ""
+        key = "\0".join((template.ref.sha256, verbalizer.asks, domain.singular, domain.plural, domain.verb, weights))
         return sha256(key.encode()).hexdigest()[:16]
 
     @property
@@ -64,7 +66,7 @@ class Scored:
 
     name: str
     rankings: tuple[Ranking, ...]
-    settings: RowSettings | None = None  # None: a baseline
+    settings: RowSettings | EnsembleSettings | None = None  # None: a baseline
     ms_per_user: float | None = None  # of all its questions, twins too, whoever else shares them
     notes: Mapping[str, float] | None = None
     kind: Kind | None = None  # of its verbalizer

@@ -165,12 +165,23 @@ class RowSettings(Settings):
     alpha: FiniteFloat | None = None  # None: the verbalizer's own
     length: Length | None = None
     orders: Orders | None = None
+    adapter: str | None = None  # folder of learnt weights; a path starts from the working directory
 
     @model_validator(mode="after")
     def _weighs_something(self) -> Self:
         if self.alpha is not None and self.calibrate == "none":
             raise ValueError(f"`alpha` is the weight of a calibration; add calibrate, one of {', '.join(NAMES[1:])}")
         return self
+
+
+class EnsembleSettings(Settings):
+    """One more row of the table, which ranks by what several rows score; they need not be rows of the table."""
+
+    members: Annotated[tuple[RowSettings, ...], Field(min_length=2, strict=False)]
+
+    @property
+    def prompt(self) -> str:
+        return " + ".join(dict.fromkeys(row.prompt for row in self.members))
 
 
 class TaskSettings(Settings):
@@ -186,6 +197,7 @@ class TaskSettings(Settings):
         RowSettings(prompt="complete"),
         RowSettings(prompt="complete", calibrate="pmi"),
     )
+    ensembles: Annotated[tuple[EnsembleSettings, ...], Field(strict=False)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +242,11 @@ def load_task(name: str | Path) -> Task:
         return Task(path.stem, path, artifacts.read_toml(path, TaskSettings))
     except ArtifactError as error:
         raise TaskError(str(error)) from error
+
+
+def with_model(task: Task, model: str) -> Task:
+    """The task over another model."""
+    return replace(task, settings=task.settings.model_copy(update={"model": model}))
 
 
 def load_catalogue(task: Task, say: Say = quiet) -> Mapping[str, Item]:

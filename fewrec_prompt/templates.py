@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from traceback import walk_tb
@@ -108,7 +108,8 @@ class Template:
                 f"{self.ref.origin}:1: there are demonstrations, and the template never shows them; "
                 "add {% for demo in demos %} … {% endfor %}"
             )
-        values = _asked(query, item, labels) | {
+        needed = query if "candidates" in self.uses else replace(query, candidates=())
+        values = _asked(needed, item, labels) | {
             "demos": tuple(_of_demo(shown, labels) for shown in demos),
             "domain": Record({"singular": domain.singular, "plural": domain.plural, "verb": domain.verb}),
             COUNT_TOKENS: count_tokens,
@@ -160,7 +161,7 @@ def read(path: Path) -> Template:
         front = _front_matter(text, path)
     with lint.gathered(wrong):
         compiled, trees = _compiled(loader)
-        uses = frozenset(name for tree in trees.values() for name in meta.find_undeclared_variables(tree))
+        uses = frozenset[str]().union(*map(meta.find_undeclared_variables, trees.values()))
         advice = lint.check(trees, front.kind if front else None, str(path))
     if front is None or compiled is None or wrong:
         raise LintError(*wrong)

@@ -29,7 +29,8 @@ FLOORS = (
     ("recommender", "baselines", "tuning"),  # 4 recommenders
     (  # 5 studies
         *("tasks", "scoring", "records", "evaluation", "runs", "parity", "finished", "comparison", "report"),
-        *("collection", "sharing", "published", "space", "searching", "watch", "inspection"),
+        *("collection", "sharing", "published", "space", "searching", "probes", "watch"),
+        *("few_shot", "curve", "ensembles", "inspection"),
     ),
     ("cli", "serve", "scale", "testing", ""),  # 6 doors; "" is the package's own __init__
 )

@@ -10,7 +10,17 @@ from fewrec_prompt.catalogue import Found, Rule
 from fewrec_prompt.registry import Registry
 from fewrec_prompt.types import Question, TokenLogprobs
 
-BACKENDS = Registry("backend", {"causal": "fewrec_prompt.backends.causal:load"}, group="fewrec_prompt.backends")
+BACKENDS = Registry(
+    "backend",
+    {
+        "causal": "fewrec_prompt.backends.causal:load",
+        "masked": "fewrec_prompt.backends.masked:load",
+        "masked-l2r": "fewrec_prompt.backends.masked:load_l2r",
+        "seq2seq": "fewrec_prompt.backends.seq2seq:load",
+        "remote": "fewrec_prompt.backends.remote.connect:load",
+    },
+    group="fewrec_prompt.backends",
+)
 
 
 @dataclass(frozen=True, slots=True)

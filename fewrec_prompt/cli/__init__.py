@@ -14,18 +14,22 @@ from types import FrameType
 import typer
 
 from fewrec_prompt.cli import (
+    adapters,
     assets,
     bench,
     cache,
     candidates,
     comparison,
+    curve,
     data,
     evaluation,
+    probe,
     prompts,
     ranking,
     report,
     runs,
     searching,
+    tuning,
 )
 from fewrec_prompt.errors import FewrecError
 from fewrec_prompt.redaction import without_secrets
@@ -37,7 +41,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (evaluation, searching, comparison, report, runs, ranking, prompts, data, candidates, assets, cache, bench)
+COMMANDS = (
+    *(evaluation, searching, tuning, curve, adapters, comparison, probe, report, runs, ranking),
+    *(prompts, data, candidates, assets, cache, bench),
+)
 for command in COMMANDS:
     command.register(app)
 

@@ -135,7 +135,7 @@ def _measured_by(task: str | None, model: str | None) -> tuple[Model | None, Peo
     name = model or (found.settings.model if found is not None else None)
     if name is None:
         return None, people
-    from fewrec_prompt.backends.causal import load_reader
+    from fewrec_prompt.backends.choice import load_reader
 
     tokens, window = load_reader(name, say=say)
     return inspection.Model(name, tokens, window), people
@@ -156,7 +156,7 @@ def diff(
     if task is None:
         return
     from fewrec_prompt import tasks
-    from fewrec_prompt.backends.causal import load_tokens
+    from fewrec_prompt.backends.choice import load_tokens
     from fewrec_prompt.cli.console import say
 
     found = tasks.load_task(task)
@@ -209,7 +209,7 @@ def render(
     if len(questions) > 1:
         say(f"(the first of {len(questions)} questions, one a candidate)")
     if tokens:
-        from fewrec_prompt.backends.causal import load_tokens
+        from fewrec_prompt.backends.choice import load_tokens
 
         _show_slot(load_tokens(model or found.settings.model, say=say), questions[0])
 
