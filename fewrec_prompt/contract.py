@@ -16,10 +16,11 @@ from fewrec_prompt import artifacts, lint, verbalizers
 from fewrec_prompt.errors import ArtifactError, TemplateError
 from fewrec_prompt.lint import Finding, LintError
 from fewrec_prompt.seeds import rng_for
-from fewrec_prompt.templates import Template
-from fewrec_prompt.types import Domain, Interaction, Item, Query
+from fewrec_prompt.templates import ShownDemo, Template
+from fewrec_prompt.types import Demo, Domain, Interaction, Item, Query
 
 N_PEOPLE, N_HISTORY, N_CANDIDATES = 20, 4, 5
+_ANSWER = "\N{CURRENCY SIGN}answer"  # of a made-up example
 NOBODY = {"", "?", "s", "none", "todo", "unknown", "source"}  # no answer to the question who worded it
 
 
@@ -134,10 +135,19 @@ def _labels(template: Template) -> tuple[str, ...]:
     return tuple(labels if len(labels) > 1 else ascii_uppercase)[:N_CANDIDATES]
 
 
-def _texts(template: Template, query: Query, labels: tuple[str, ...]) -> tuple[str, ...]:
+def _texts(
+    template: Template, query: Query, labels: tuple[str, ...], demos: Sequence[ShownDemo] = ()
+) -> tuple[str, ...]:
     items: Sequence[Item | None] = query.candidates if lint.REQUIRED.get(template.kind) == "item" else [None]
-    prompts = [template.render(query, Domain(), item=item, labels=labels) for item in items]
+    prompts = [
+        template.render(query, Domain(), item=item, labels=labels, demos=demos, count_tokens=n_words) for item in items
+    ]
     return tuple(prompt.text + prompt.answer_prefix for prompt in prompts)
+
+
+def n_words(text: str) -> int:
+    """What stands for a count of tokens where there is no model."""
+    return len(text.split())
 
 
 def _place(template: Template, word: str, *, whole: bool = False) -> tuple[str, int]:
@@ -232,4 +242,15 @@ def _markers(shown: Shown) -> Iterator[Finding]:
             return
 
 
-CONTRACT = (_white_space, _history, _candidates, _item, _tells, _markers)
+def _examples(shown: Shown) -> Iterator[Finding]:
+    """Examples teach by their answers."""
+    if "demos" not in shown.template.uses:
+        return
+    other = next(one for one in people(shown.template.front.needs) if one.user_id != shown.query.user_id)
+    other = replace(other, candidates=other.candidates[: len(shown.query.candidates)])
+    demo = ShownDemo(Demo(other, 0), other.candidates[0], _ANSWER)
+    if any(_ANSWER not in text for text in _texts(shown.template, shown.query, shown.labels, [demo])):
+        yield shown.finding("P022", "demos", "an example is shown without its answer", "print demo.answer")
+
+
+CONTRACT = (_white_space, _history, _candidates, _item, _tells, _markers, _examples)

@@ -24,6 +24,8 @@ class Tokens(Protocol):
 
     def encode(self, question: Question) -> Sequence[Any]: ...
 
+    def text_ids(self, text: str) -> Sequence[int]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -32,6 +34,10 @@ class Model:
     name: str
     tokens: Tokens
     window: int
+
+    def n_tokens(self, text: str) -> int:
+        """How many tokens a text has by itself."""
+        return len(self.tokens.text_ids(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +65,11 @@ def inspect(path: Path, model: Model | None = None, people: People | None = None
 def _asked(template: Template, model: Model | None, people: People | None) -> Iterator[Finding]:
     verbalizer = verbalizers.load(template.front.verbalizer)
     made_up = People(contract.people(template.front.needs)[:1])
-    questions = []
+    count = contract.n_words if model is None else model.n_tokens
+    render, questions = Render(template, (people or made_up).domain, count), []
     for query in (people or made_up).queries:
         try:
-            questions.append(verbalizer.ask(query, Render(template, (people or made_up).domain)))
+            questions.append(verbalizer.ask(query, render))
         except TemplateError as error:
             fix = "ask with `is defined` first, or take another template for this task"
             yield lint.in_file(error, "P012", template.ref.origin, f"user {query.user_id!r} of the task; {fix}")

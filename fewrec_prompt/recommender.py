@@ -304,8 +304,7 @@ class Recommender:
 
     def _questions_about(self, query: Query, groups: Sequence[Group]) -> list[Question]:
         assert isinstance(self.verbalizer, verbalizers.InGroups), "what asks in rounds asks about groups"
-        render = Render(self.template, self.domain)
-        questions = [self.verbalizer.question(query, group, render) for group in groups]
+        questions = [self.verbalizer.question(query, group, self._render) for group in groups]
         if not all(self._has_room(question) for question in questions):
             raise BudgetError(
                 f"user {query.user_id!r}: a comparison of {len(groups[0])} candidates does not fit "
@@ -349,7 +348,11 @@ class Recommender:
         return self._fit(query)[1]
 
     def _ask(self, query: Query) -> list[Question]:
-        return self.verbalizer.ask(query, Render(self.template, self.domain, self.backend.count_tokens))
+        return self.verbalizer.ask(query, self._render)
+
+    @property
+    def _render(self) -> Render:
+        return Render(self.template, self.domain, self.backend.count_tokens)
 
     def _fit(self, query: Query) -> tuple[Query, list[Question]]:
         """The query with as much of its latest history as fits, by bisection; never less than one item."""

@@ -22,10 +22,10 @@ from pydantic import Field, field_validator
 
 from fewrec_prompt import artifacts, lint
 from fewrec_prompt.artifacts import Settings
-from fewrec_prompt.errors import ArtifactError, TemplateError, did_you_mean
+from fewrec_prompt.errors import ArtifactError, TemplateError
 from fewrec_prompt.filters import COUNT_TOKENS, FILTERS, Moment
 from fewrec_prompt.lint import ROLES, Finding, LintError
-from fewrec_prompt.sandbox import Record, Sandbox, bounded_work
+from fewrec_prompt.sandbox import ForbiddenError, Record, Sandbox, bounded_work
 from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Demo, Domain, Fields, Interaction, Item, Kind, Message, Prompt, Query, TemplateRef
 
@@ -154,19 +154,20 @@ def read(path: Path) -> Template:
     """The template in this file; see `load`."""
     text, loader = artifacts.read_text(path), _Loader(path)
     front = compiled = None
+    uses: frozenset[str] = frozenset()
     advice: tuple[Finding, ...] = ()
     wrong: list[Finding] = []
     with lint.gathered(wrong):
         front = _front_matter(text, path)
     with lint.gathered(wrong):
         compiled, trees = _compiled(loader)
+        uses = frozenset[str]().union(*map(meta.find_undeclared_variables, trees.values()))
         advice = lint.check(trees, front.kind if front else None, str(path))
     if front is None or compiled is None or wrong:
         raise LintError(*wrong)
     digest = sha256(b"\0".join(loader.texts[name].encode() for name in sorted(loader.texts))).hexdigest()
-    used = frozenset[str]().union(*map(meta.find_undeclared_variables, trees.values()))
     ref = TemplateRef(path.stem, str(path), digest)
-    return Template(front, ref, text, compiled, tuple(loader.files), used & frozenset(lint.VARIABLES), advice)
+    return Template(front, ref, text, compiled, tuple(loader.files), uses & frozenset(lint.VARIABLES), advice)
 
 
 def _front_matter(text: str, path: Path) -> FrontMatter:
@@ -181,26 +182,19 @@ def _front_matter(text: str, path: Path) -> FrontMatter:
 
 
 def _compiled(loader: _Loader) -> tuple[CompiledTemplate, lint.Trees]:
-    """The template and its syntax trees. Raises LintError for what Jinja cannot read or the loader may not."""
+    """The template and its syntax trees. Raises LintError for what cannot be read, and for what no template may do."""
     environment, path = Sandbox(FunctionLoader(loader), FILTERS), loader.path
     try:
         return environment.get_template(path.name), lint.parse_all(environment, path.name)
     except TemplateSyntaxError as error:
-        finding = Finding(error.filename or str(path), error.lineno, "P002", *_explain_syntax(error, environment))
+        message, _, fix = str(error.message).partition("; ")
+        code = "P004" if isinstance(error, ForbiddenError) else "P002"
+        finding = Finding(error.filename or str(path), error.lineno, code, message, fix or "mend the tag in this line")
     except RecursionError:
         finding = Finding(str(path), 1, "P004", "nested too deeply", "take brackets or blocks out of each other")
     except (SyntaxError, ValueError) as error:  # Python's own limits on the code that Jinja writes, or on long numbers
-        finding = Finding(str(path), 1, "P004", f"cannot be compiled: {error}", "write less, and shorter numbers")
+        finding = Finding(str(path), 1, "P004", f"cannot be compiled: {error}", "write it shorter and simpler")
     raise LintError(finding)
-
-
-def _explain_syntax(error: TemplateSyntaxError, environment: Sandbox) -> tuple[str, str]:
-    """What Jinja says, and what to do: for an unknown filter or test, the nearest known one."""
-    message = str(error.message)
-    if unknown := re.fullmatch(r"No (filter|test) named '(\w+)'\.", message):
-        known = environment.filters if unknown[1] == "filter" else environment.tests
-        return message.rstrip("."), did_you_mean(unknown[2], known)
-    return message, "mend the tag in this line"
 
 
 class _Loader:

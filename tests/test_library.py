@@ -23,7 +23,8 @@ from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.precision import NumericMode
 from fewrec_prompt.recommender import Recommender, Render
 from fewrec_prompt.tasks import Task, load_queries, load_task
-from fewrec_prompt.types import Query
+from fewrec_prompt.templates import ShownDemo
+from fewrec_prompt.types import Demo, Prompt, Query
 
 GOLDEN = Path(__file__).parent / "golden"
 PROMPTS = {path.stem: path for path in sorted(artifacts.shipped_folder("prompts").glob("*.jinja"))}
@@ -74,7 +75,19 @@ def renderings(name: str) -> str:
     for head, query in asked_with:
         question = reader.ask(query, Render(template, tiny().domain))[0]
         shown.setdefault(f"{question.prompt}⟨{' | '.join(question.continuations)}⟩\n", head)
+    if "demos" in template.uses:
+        shown[f"{with_an_example(template, reader)}\n"] = "=== with an example\n"
     return "".join(head + text for text, head in shown.items())
+
+
+def with_an_example(template: templates.Template, reader: verbalizers.AnyVerbalizer) -> Prompt:
+    """What the first person is asked after the second one's question, whose fifth candidate is its answer."""
+    asked, other = people()[:2]
+    item, labels = other.candidates[4], label_words(reader)
+    answer = {"choose": labels[4:5], "judge": labels[:1], "rate": labels[-1:]}.get(template.kind, (item.title,))[0]
+    demos = [ShownDemo(Demo(other, 4), item, answer)]
+    shown = labels[:6] if template.kind == "choose" else ()
+    return template.render(asked, tiny().domain, item=asked.candidates[0], labels=shown, demos=demos)
 
 
 @pytest.mark.parametrize("name", PROMPTS)

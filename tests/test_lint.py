@@ -26,6 +26,7 @@ from fewrec_prompt.types import Query
 READERS = {"choose": "letters", "judge": "yes-no", "rate": "stars", "complete": "title"}
 HISTORY = "{% for seen in history %}{{ seen.title }}; {% endfor %}"
 CANDIDATES = "{% for one in candidates %}{{ one.label }}. {{ one.title }}\n{% endfor %}Answer:"
+DEMOS = "{% for demo in demos %}{{ demo.item.title }}?{% endfor %}"
 LETTERED = "{% for x in history %}{{ 'ABCD'[loop.index0] }}. {{ x.title }}\n{% endfor %}"
 Write = Callable[..., Path]
 
@@ -62,12 +63,12 @@ BROKEN = [
     ("complete", f"{HISTORY}\n{{% if %}}", {}, "P002", 8, "expression"),
     ("complete", f"{HISTORY}\n{{% for x in history %}}", {}, "P002", 8, "'for'"),
     ("complete", f"{HISTORY}\n\n{{{{ history[0].title }}", {}, "P002", 9, "'}'"),
-    ("complete", f"{HISTORY}\n{{{{ history|lenght }}}}", {}, "P002", 8, "Did you mean 'length'"),
-    ("complete", f"{HISTORY}\n{{{{ 1 is evne }}}}", {}, "P002", 8, "Did you mean 'even'"),
+    ("complete", f"{HISTORY}\n{{{{ history|lenght }}}}", {}, "P004", 8, "Did you mean 'length'"),
+    ("complete", f"{HISTORY}\n{{{{ 1 is evne }}}}", {}, "P004", 8, "Did you mean 'even'"),
     # files
     ("complete", f"{HISTORY}\n{{% include '../x.jinja' %}}", {}, "P003", 8, "'../x.jinja'"),
     ("complete", f"{HISTORY}\n{{% include 'gone.jinja' %}}", {}, "P003", 8, "'gone.jinja'"),
-    ("complete", f"{HISTORY}\n{{% include domain.verb %}}", {}, "P003", 8, "constant name"),
+    ("complete", f"{HISTORY}\n{{% include domain.verb %}}", {}, "P004", 8, "constant name"),
     # what no template may do
     ("complete", HISTORY + "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", {}, "P004", None, "deep"),
     # unknown variables
@@ -113,6 +114,8 @@ BROKEN = [
     # answers
     ("judge", HISTORY + "{{ item.title }}\n{{ item.id }}?", {}, "P017", 8, "ids"),
     ("complete", f"{HISTORY}\n{{{{ candidates[0].title }}}}?", {}, "P017", 8, "place"),
+    # examples
+    ("judge", DEMOS + HISTORY + "{{ item.title }}?", {}, "P022", 7, "demo.answer"),
     # labels
     ("choose", LETTERED + CANDIDATES, {}, "P018", 7, "'A'"),
 ]  # fmt: skip
