@@ -11,6 +11,7 @@ from jinja2 import Environment, meta, nodes
 from jinja2.exceptions import TemplateSyntaxError
 
 from fewrec_prompt.errors import TemplateError, did_you_mean
+from fewrec_prompt.sandbox import undeclared
 from fewrec_prompt.types import Kind
 
 VARIABLES = ("history", "candidates", "item", "demos", "domain", "user", "context")
@@ -42,14 +43,14 @@ def check(trees: Mapping[str, nodes.Template], kind: Kind, first: str) -> None:
     for file, tree in trees.items():
         _check_names(tree, file, kind, set() if file == first else _assigned(trees))
     needed = REQUIRED.get(kind)
-    if needed and not any(needed in meta.find_undeclared_variables(tree) for tree in trees.values()):
+    if needed and not any(needed in undeclared(tree) for tree in trees.values()):
         raise TemplateError(f"{first}:1: kind {kind!r} must show {needed!r}, and the template never uses it")
     _check_outside(trees[first], first)
 
 
 def _check_names(tree: nodes.Template, file: str, kind: Kind, local: set[str]) -> None:
     allowed = [name for name in VARIABLES if name != "item" or REQUIRED.get(kind) == "item"]
-    for name in sorted(meta.find_undeclared_variables(tree) - set(allowed) - local):
+    for name in sorted(undeclared(tree) - set(allowed) - local):
         line = min(node.lineno for node in tree.find_all(nodes.Name) if node.name == name)
         raise TemplateError(
             f"{file}:{line}: unknown variable {name!r}; this template is of kind {kind!r}; "

@@ -15,7 +15,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any, TypeAlias
 
-from jinja2 import FunctionLoader, meta
+from jinja2 import FunctionLoader
 from jinja2 import Template as CompiledTemplate
 from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from pydantic import field_validator
@@ -25,7 +25,7 @@ from fewrec_prompt.artifacts import Settings
 from fewrec_prompt.errors import ArtifactError, TemplateError
 from fewrec_prompt.filters import COUNT_TOKENS, FILTERS, Moment
 from fewrec_prompt.lint import ROLES
-from fewrec_prompt.sandbox import Record, Sandbox, bounded_work
+from fewrec_prompt.sandbox import Record, Sandbox, bounded_work, undeclared
 from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Demo, Domain, Fields, Interaction, Item, Kind, Message, Prompt, Query, TemplateRef
 
@@ -164,7 +164,7 @@ def read(path: Path) -> Template:
     except (SyntaxError, ValueError) as error:  # Python's own limits on the code that Jinja writes, or on long numbers
         raise TemplateError(f"{path}: cannot be compiled: {error}") from error
     lint.check(trees, front.kind, str(path))
-    used = frozenset(name for tree in trees.values() for name in meta.find_undeclared_variables(tree))
+    used = frozenset(name for tree in trees.values() for name in undeclared(tree))
     digest = sha256(b"\0".join(loader.texts[name].encode() for name in sorted(loader.texts))).hexdigest()
     ref = TemplateRef(path.stem, str(path), digest)
     return Template(front, ref, text, compiled, tuple(loader.files), used & frozenset(lint.VARIABLES))
