@@ -24,10 +24,11 @@ from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.data.queries import QuerySet
+from fewrec_prompt.demos import DemosName
 from fewrec_prompt.display import figure, points
 from fewrec_prompt.errors import FewrecError, RunError, did_you_mean
 from fewrec_prompt.evaluation import load_backend, measure
-from fewrec_prompt.few_shot import check_apart, default_row, recommender_of, shots_of, tune_task
+from fewrec_prompt.few_shot import check_apart, default_row, recommender_of, shots_of, tune_task, with_demos
 from fewrec_prompt.files import write_text
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.runs import dump
@@ -259,6 +260,19 @@ def _mix(study: Study, shots: int, seed: int) -> Cell:
     return study.cell("mix", shots, seed, MixRecommender({name: start}, made).rank, note=note, **about)
 
 
+def _shown(how: DemosName) -> Callable[[Study, int, int], Cell]:
+    """Examples in the prompt: nothing is trained."""
+
+    def run(study: Study, shots: int, seed: int) -> Cell:
+        found = shots_of(study.task, shots, seed, say=study.say)
+        check_apart(found, study.test)
+        recommender = with_demos(study.start, found.learnt, how, seed=seed)
+        name = "demos" if how == "similar" else f"demos-{how}"
+        return study.cell(name, shots, seed, recommender.rank)
+
+    return run
+
+
 def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
     """A method that learns by gradients."""
 
@@ -294,7 +308,13 @@ def _about(folder: Path) -> Mapping[str, Any]:
     return read(folder).about
 
 
-WAYS: Mapping[str, Callable[[Study, int, int], Cell]] = {"mix": _mix, **{name: _tuned(name) for name in DEFAULTS}}
+WAYS: Mapping[str, Callable[[Study, int, int], Cell]] = {
+    "demos": _shown("similar"),
+    "demos-random": _shown("random"),
+    "demos-diverse": _shown("diverse"),
+    "mix": _mix,
+    **{name: _tuned(name) for name in DEFAULTS},
+}
 
 
 # --- all cells ---

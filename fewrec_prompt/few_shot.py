@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewrec_prompt import tasks
+from fewrec_prompt import tasks, templates
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.splits import Split
+from fewrec_prompt.demos import Demos, DemosName
 from fewrec_prompt.errors import DataError, TaskError
 from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.recommender import Recommender, choose
@@ -27,6 +28,7 @@ from fewrec_prompt.tuning.examples import Example, drawn, examples_of, parted
 from fewrec_prompt.tuning.loop import Tuned, Watch, tune
 from fewrec_prompt.tuning.losses import LossName
 from fewrec_prompt.tuning.settings import Settings
+from fewrec_prompt.types import Demo
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,21 @@ def recommender_of(task: Task, row: RowSettings, backend: Backend) -> Recommende
     """The recommender of one row of a task."""
     template, reader, calibration = choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length)
     return Recommender(template, reader, backend, task.domain, calibration)
+
+
+def with_demos(
+    recommender: Recommender, examples: Sequence[Example], how: DemosName = "similar", n: int = 4, seed: int = 0
+) -> Recommender:
+    """The recommender with examples of these people in its prompts; nothing is trained.
+
+    Its template is the one that shows examples: itself, or the one of the same name with "-demos" behind it. Raises
+    ArtifactError where there is neither.
+    """
+    pool = tuple(Demo(one.query, one.relevant[0]) for one in examples if one.relevant)
+    template = recommender.template
+    if "demos" not in template.uses:
+        template = templates.load(f"{template.name}-demos")
+    return replace(recommender, template=template, demos=Demos(pool, how, n, seed))
 
 
 def tune_task(
@@ -128,9 +145,10 @@ def save_tuned(
 
 
 def _for_answers(settings: Settings, shots: Shots) -> Settings:
-    if settings.loss is not None:
-        return settings
-    return replace(settings, loss=shots.loss)
+    """Where nothing is said: the loss that the answers ask for, and new negatives for every pass if there are any."""
+    loss = settings.loss or shots.loss
+    fresh = loss != "binary" and shots.queries.training is not None
+    return replace(settings, loss=loss, negatives=settings.negatives or ("uniform" if fresh else "given"))
 
 
 def _about(task: Task, row: RowSettings, shots: Shots, n: int, tuned: Tuned, seconds: float) -> dict[str, Any]:

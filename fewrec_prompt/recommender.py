@@ -23,11 +23,12 @@ from fewrec_prompt.backends.plan import shared_length
 from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.catalogue import Rule
+from fewrec_prompt.demos import Demos
 from fewrec_prompt.errors import BudgetError, DataError, TemplateError, VerbalizerError
 from fewrec_prompt.registry import Registry
 from fewrec_prompt.templates import CountTokens, ShownDemo, Template
 from fewrec_prompt.text import one_line, shown_title
-from fewrec_prompt.types import Domain, Fields, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
+from fewrec_prompt.types import Demo, Domain, Fields, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import Group, Length, Orders, Rounds, Verbalizer
 from fewrec_prompt.verbalizers.base import mean
 
@@ -62,6 +63,8 @@ class Render:
     template: Template
     domain: Domain
     count_tokens: CountTokens | None = None
+    examples: tuple[Demo, ...] = ()  # shown before every question
+    say: Callable[[Demo, Sequence[str]], tuple[ShownDemo, ...]] | None = None  # their answers in a verbalizer's words
 
     @property
     def lead(self) -> str:
@@ -79,10 +82,13 @@ class Render:
         labels: Sequence[str] = (),
         demos: Sequence[ShownDemo] = (),
     ) -> Prompt:
+        if self.say is not None:
+            demos = [*demos, *(shown for demo in self.examples for shown in self.say(demo, labels))]
         prompt = self.template.render(
             query, self.domain, item=item, labels=labels, demos=demos, count_tokens=self.count_tokens
         )
-        others = _of_others(self, _of_strangers(query), tuple(labels[:1]), tuple(demos))
+        shown = labels if demos else labels[:1]  # examples have as many labels as the question
+        others = _of_others(self, _of_strangers(query), tuple(shown), tuple(demos))
         return replace(prompt, n_shared=shared_length(prompt.text, others))
 
 
@@ -156,6 +162,7 @@ class Recommender:
     backend: Backend
     domain: Domain = NEUTRAL
     calibration: Calibration = UNCALIBRATED
+    demos: Demos | None = None  # examples of other people, which the template shows
 
     def __post_init__(self) -> None:
         check_kinds(self.template, self.verbalizer)
@@ -285,7 +292,7 @@ class Recommender:
         self, queries: Sequence[Query], neutral: str = "", answer: Answer | None = None
     ) -> list[tuple[TokenLogprobs, ...]]:
         """The twins of several users as one unit of computation."""
-        return self._answered([self._ask(twin(query, neutral)) for query in queries], answer)
+        return self._answered([self._ask(twin(query, neutral), told=query) for query in queries], answer)
 
     def _in_rounds(self, queries: Sequence[Query], answer: Answer | None) -> list[tuple[TokenLogprobs, ...]]:
         """Everything that was answered, round by round; the rounds of all these users are asked together."""
@@ -304,7 +311,7 @@ class Recommender:
 
     def _questions_about(self, query: Query, groups: Sequence[Group]) -> list[Question]:
         assert isinstance(self.verbalizer, verbalizers.InGroups), "what asks in rounds asks about groups"
-        questions = [self.verbalizer.question(query, group, self._render) for group in groups]
+        questions = [self.verbalizer.question(query, group, self._render(query)) for group in groups]
         if not all(self._has_room(question) for question in questions):
             raise BudgetError(
                 f"user {query.user_id!r}: a comparison of {len(groups[0])} candidates does not fit "
@@ -347,12 +354,15 @@ class Recommender:
         """What the model will be asked, history cut to what fits."""
         return self._fit(query)[1]
 
-    def _ask(self, query: Query) -> list[Question]:
-        return self.verbalizer.ask(query, self._render)
+    def _ask(self, query: Query, told: Query | None = None) -> list[Question]:
+        """The questions of a query; examples are chosen for `told`, which a twin is the twin of."""
+        return self.verbalizer.ask(query, self._render(told or query))
 
-    @property
-    def _render(self) -> Render:
-        return Render(self.template, self.domain, self.backend.count_tokens)
+    def _render(self, query: Query) -> Render:
+        count_tokens = self.backend.count_tokens
+        if self.demos is None:
+            return Render(self.template, self.domain, count_tokens)
+        return Render(self.template, self.domain, count_tokens, self.demos(query), self.verbalizer.shown)
 
     def _fit(self, query: Query) -> tuple[Query, list[Question]]:
         """The query with as much of its latest history as fits, by bisection; never less than one item."""

@@ -51,7 +51,9 @@ class Row:
         template, verbalizer = self.recommender.template, self.recommender.verbalizer
         domain = self.recommender.domain
         weights = self.adapter["sha256"] if self.adapter else ""
-        key = "\0".join((template.ref.sha256, verbalizer.asks, domain.singular, domain.plural, domain.verb, weights))
+        examples = self.recommender.demos.sha256 if self.recommender.demos else ""
+        words = (domain.singular, domain.plural, domain.verb)
+        key = "\0".join((template.ref.sha256, verbalizer.asks, *words, weights, examples))
         return sha256(key.encode()).hexdigest()[:16]
 
     @property

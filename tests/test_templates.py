@@ -512,6 +512,3 @@ def test_a_recommender_cuts_by_the_tokens_of_its_model(write):
     recommender = Recommender(template, verbalizers.load("title"), ToyBackend(), FILMS)
 
     assert recommender.questions(query())[0].prompt.text.startswith("one two. ")
-
-
-# --- the shipped ones ------------------------------------------------------------------------------------------------

@@ -18,13 +18,13 @@ def register(app: typer.Typer) -> None:
 def curve(
     task: Annotated[str, typer.Argument(help="A task file, or the name of one in ./eval or among the shipped.")],
     methods: Annotated[
-        list[str], typer.Option(help="zero, mix, soft-prompt, p-tuning, prefix, lora, adalora, full; several.")
+        list[str], typer.Option(help="zero, demos, mix, soft-prompt, p-tuning, prefix, lora, adalora, full; several.")
     ],
     shots: Annotated[list[int], typer.Option(help="Numbers of people to learn from; several after one flag.")],
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds draw people, weights and order.")] = 1,
     metric: Annotated[str, typer.Option(help="What the curve shows.")] = "nDCG@10",
     epochs: Annotated[int | None, typer.Option(help="Passes over the people; the method's own by default.")] = None,
-    negatives: Annotated[str, typer.Option(help="What answers are learnt against; see fewrec tune.")] = "given",
+    negatives: Annotated[str | None, typer.Option(help="What answers are learnt against; see fewrec tune.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
     users: Annotated[int | None, typer.Option(min=1, help="How many test users.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; cells in it are not run again.")] = None,

@@ -38,7 +38,7 @@ def tune(
     learning_rate: Annotated[float | None, typer.Option(help="The method's own by default.")] = None,
     weight_decay: Annotated[float, typer.Option(help="Pull of all weights towards zero.")] = 0.0,
     dropout: Annotated[float, typer.Option(help="Share of a low-rank layer's inputs left out at random.")] = 0.0,
-    batch: Annotated[int, typer.Option(help="People a step.")] = 8,
+    batch: Annotated[int, typer.Option(help="People a step.")] = 4,
     tokens: Annotated[int, typer.Option(help="Virtual tokens.")] = 20,
     init: Annotated[str, typer.Option(help="What virtual tokens begin as: instruction, vocabulary or random.")] = (
         "instruction"
@@ -49,8 +49,9 @@ def tune(
         str | None, typer.Option(help="listwise, pairwise or binary; by default what the data asks.")
     ] = None,
     negatives: Annotated[
-        str, typer.Option(help="given, uniform, popularity, in-batch or hard: what answers are learnt against.")
-    ] = "given",
+        str | None,
+        typer.Option(help="given, uniform, popularity, in-batch or hard; by default new uniform ones for every pass."),
+    ] = None,
     warm_up: Annotated[int, typer.Option(help="Passes over histories without answers, before.")] = 0,
     held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
     patience: Annotated[int, typer.Option(help="Passes without a better one before it stops.")] = 2,

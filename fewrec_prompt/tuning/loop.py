@@ -168,7 +168,7 @@ class _Training:
         self.plan = ("start", *["histories"] * settings.warm_up, *["answers"] * settings.n_epochs)
         n_steps = self.n_batches * (len(self.plan) - 1)
         self.n_steps = n_steps
-        self.negatives = Negatives(settings.negatives, self.training, settings.seed)
+        self.negatives = Negatives(settings.negatives_name, self.training, settings.seed)
         log_scale, self.zero_shot_loss = self._untrained()
         self.learner = begin(self.backend, settings, instruction=_instruction(self.start), n_steps=n_steps)
         self.tuned = replace(self.start, backend=self.learner.backend)

@@ -18,7 +18,7 @@ NegativesName = Literal["given", "uniform", "popularity", "in-batch", "hard"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a method learns. None: the method's own (see DEFAULTS), the listwise loss.
+    """How a method learns. None: the method's own (see DEFAULTS), the listwise loss, the candidates as they are given.
 
     `tokens` belongs to the virtual tokens, `rank` and `targets` (which linear layers) to the low-rank methods. `batch`
     is people a step. `warm_up` are passes over the histories alone, as plain modelling of the next title, before any
@@ -35,9 +35,9 @@ class Settings:
     weight_decay: float = 0.0
     dropout: float = 0.0
     epochs: int | None = None
-    batch: int = 8
+    batch: int = 4
     loss: LossName | None = None
-    negatives: NegativesName = "given"
+    negatives: NegativesName | None = None
     warm_up: int = 0
     held_out: float = 0.25
     patience: int = 2
@@ -47,7 +47,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, names in _NAMES.items():
             value = getattr(self, name)
-            if value not in names and (name, value) != ("loss", None):
+            if value not in names and not (value is None and name in ("loss", "negatives")):
                 raise FewrecError(f"unknown {name} {value!r}; {did_you_mean(str(value), names)}")
         for name, (low, high) in _BOUNDS.items():
             number = getattr(self, name)
@@ -61,7 +61,8 @@ class Settings:
         rate, epochs = DEFAULTS[self.method]
         return replace(
             self,
-            loss="listwise" if self.loss is None else self.loss,
+            loss=self.loss or "listwise",
+            negatives=self.negatives or "given",
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
             epochs=epochs if self.epochs is None else self.epochs,
         )
@@ -71,6 +72,12 @@ class Settings:
         """The loss of complete settings."""
         assert self.loss is not None, "settings are completed first"
         return self.loss
+
+    @property
+    def negatives_name(self) -> NegativesName:
+        """The negatives of complete settings."""
+        assert self.negatives is not None, "settings are completed first"
+        return self.negatives
 
     @property
     def rate(self) -> float:
@@ -116,10 +123,10 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "patience": (1, 1000),
 }
 DEFAULTS: Mapping[MethodName, tuple[float, int]] = {  # learning rate, epochs
-    "soft-prompt": (3e-3, 3),
-    "p-tuning": (1e-3, 3),
-    "prefix": (3e-3, 3),
-    "lora": (3e-4, 3),
-    "adalora": (2e-3, 3),
-    "full": (3e-5, 3),
+    "soft-prompt": (1e-2, 4),
+    "p-tuning": (3e-3, 4),
+    "prefix": (1e-2, 4),
+    "lora": (1e-3, 4),
+    "adalora": (5e-3, 4),
+    "full": (3e-5, 4),
 }

@@ -12,7 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from fewrec_prompt.artifacts import Settings
-from fewrec_prompt.types import Item, Kind, Prompt, Query, Question, TokenLogprobs
+from fewrec_prompt.errors import VerbalizerError
+from fewrec_prompt.templates import ShownDemo
+from fewrec_prompt.types import Demo, Item, Kind, Prompt, Query, Question, TokenLogprobs
 
 Pool = Literal["sum", "mean-log"]
 Words = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
@@ -74,6 +76,16 @@ class Base(Settings):
     def asks(self) -> str:
         """All settings that decide what is asked: verbalizers that agree in them share answers."""
         return self.model_dump_json(exclude=set(self.reads))
+
+    def shown(self, demo: Demo, labels: Sequence[str]) -> tuple[ShownDemo, ...]:
+        """An example in the words of this verbalizer, for prompts that show these labels.
+
+        Raises VerbalizerError for a kind that has no words for it.
+        """
+        kind = getattr(self, "kind", type(self).__name__)
+        raise VerbalizerError(
+            f"a verbalizer of kind {kind!r} has no words for examples; take choose, judge or complete"
+        )
 
 
 class Shown(Base):

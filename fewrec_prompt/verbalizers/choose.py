@@ -12,7 +12,8 @@ from pydantic import PositiveInt, field_validator, model_validator
 
 from fewrec_prompt.errors import VerbalizerError
 from fewrec_prompt.seeds import rng_for
-from fewrec_prompt.types import Query, Question
+from fewrec_prompt.templates import ShownDemo
+from fewrec_prompt.types import Demo, Query, Question
 from fewrec_prompt.verbalizers.base import Group, Render, Rounds, Shown, distinct_words, mean, replay, stack
 
 Orders = PositiveInt | Literal["balanced"]
@@ -56,6 +57,12 @@ class Choose(Shown):
             for order in self.orders_of(query)
             for group in self._windows(query, order)
         ]
+
+    def shown(self, demo: Demo, labels: Sequence[str]) -> tuple[ShownDemo, ...]:
+        """The label beside the answer. Raises VerbalizerError for an example with more candidates than labels."""
+        if demo.answer >= len(labels):
+            raise VerbalizerError(f"example of user {demo.query.user_id!r}: no label for candidate {demo.answer + 1}")
+        return (ShownDemo(demo, demo.query.candidates[demo.answer], labels[demo.answer]),)
 
     def read(self, logprobs: Sequence[Any], query: Query) -> Any:
         """Scores (n_candidates,): log-probability of each label in nats; of several windows up to a constant."""

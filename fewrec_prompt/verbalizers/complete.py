@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
+from fewrec_prompt.templates import ShownDemo
 from fewrec_prompt.text import shown_title
-from fewrec_prompt.types import Query, Question
+from fewrec_prompt.types import Demo, Query, Question
 from fewrec_prompt.verbalizers.base import Base, Render, stack
 
 Length = Literal["sum", "mean", "chars"]
@@ -30,6 +31,11 @@ class Complete(Base):
     def ask(self, query: Query, render: Render) -> list[Question]:
         """One question; a continuation is lead, title, end."""
         return [Question(render(query), tuple(f"{render.lead}{title}{render.end}" for title in _titles(query)))]
+
+    def shown(self, demo: Demo, labels: Sequence[str]) -> tuple[ShownDemo, ...]:
+        """The title that was taken."""
+        item = demo.query.candidates[demo.answer]
+        return (ShownDemo(demo, item, shown_title(item.id, item.title)),)
 
     def read(self, logprobs: Sequence[Any], query: Query) -> Any:
         """Scores (n_candidates,): nats, nats per token ("mean"), or nats per character ("chars")."""

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from fewrec_prompt.types import Query, Question
+from fewrec_prompt.templates import ShownDemo
+from fewrec_prompt.types import Demo, Query, Question
 from fewrec_prompt.verbalizers.base import POOLS, Base, Pool, Render, Words, distinct_words, stack
 
 
@@ -35,6 +36,13 @@ class Judge(Base):
         """A question for each candidate, with all yes words, then all no words, as continuations."""
         words = tuple(render.lead + word for word in self.yes + self.no)
         return [Question(render(query, item=item), words, labels=True) for item in query.candidates]
+
+    def shown(self, demo: Demo, labels: Sequence[str]) -> tuple[ShownDemo, ...]:
+        """The answer with the first yes word, and one that is none, the next in the list, with the first no word."""
+        candidates = demo.query.candidates
+        other = candidates[(demo.answer + 1) % len(candidates)]
+        yes = ShownDemo(demo, candidates[demo.answer], self.yes[0])
+        return (yes, ShownDemo(demo, other, self.no[0])) if len(candidates) > 1 else (yes,)
 
     def read(self, logprobs: Sequence[Any], query: Query) -> Any:
         """Scores (n_candidates,): log-odds in nats. Ranking by p(yes) − p(no) instead would squash the differences."""
