@@ -101,15 +101,16 @@ class Calibration:
 
 
 def twin(query: Query, neutral: str = "") -> Query:
-    """The same query without content: no history, or one item that says nothing.
+    """The same query without content: nothing known of the person or the moment, no history, or one neutral item.
 
     That item has the fields of the latest one, so that a template finds them: words are replaced, numbers stay.
     """
+    bare = replace(query.recent(0), user=(), context=())
     if not neutral:
-        return query.recent(0)
+        return bare
     fields = query.history[-1].item.fields if query.history else ()
     said = tuple((name, neutral if isinstance(value, str) else value) for name, value in fields)
-    return replace(query, history=(Interaction(Item(neutral, neutral, said)),))
+    return replace(bare, history=(Interaction(Item(neutral, neutral, said)),))
 
 
 def priors(name: CalibrationName, scores: Sequence[Floats], queries: Sequence[Query]) -> list[Floats]:

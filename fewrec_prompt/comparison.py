@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 N_SHOWN = 10  # users that gained, and that lost, most
-COMPARED = ("schema", "queries", "split", "templates.*", "verbalizers.*", "settings.rows", "settings.metrics")
+COMPARED = (
+    *("schema", "queries", "split", "templates.*", "verbalizers.*"),
+    *("settings.rows", "settings.ensembles", "settings.metrics"),
+)
 """Parts of a header that are compared by themselves, or say nothing about a difference."""
 WORDS: dict[Better, dict[str, str]] = {
     "more": {},
@@ -357,15 +360,19 @@ def _template_diff(sides: Sides) -> str:
 
 def _template(run: FinishedRun, row: str) -> tuple[str, list[str]]:
     """Where the row's template was used, and its lines; none of a baseline."""
-    prompt = run.rows[row]["prompt"]
-    text = run.record["templates"][prompt]["text"] if prompt else ""
-    return f"{run.folder}: {prompt or row}", text.splitlines()
+    found = run.rows[row]
+    prompts = dict.fromkeys(one["prompt"] for one in found.get("members") or [found] if one["prompt"])
+    text = "\n".join(run.record["templates"][prompt]["text"] for prompt in prompts)
+    return f"{run.folder}: {found['prompt'] or row}", text.splitlines()
 
 
 def _changed(sides: Sides) -> Iterator[tuple[str, Any, Any]]:
     """What else decides a result and is not the same: how the rows read, then data, model, numerics, versions."""
     own, other = sides.a.rows[sides.row_a], sides.b.rows[sides.row_b]
     yield from ((key, own.get(key), other.get(key)) for key in ROW_KEYS if own.get(key) != other.get(key))
+    members = own.get("members", []), other.get("members", [])  # a run of an older version has none
+    if members[0] != members[1]:
+        yield "members", *members
     before, now = (dict(runs.leaves(run.header)) for run in (sides.a, sides.b))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not any(fnmatchcase(key, pattern) for pattern in COMPARED):

@@ -41,6 +41,14 @@ class ModelError(FewrecError):
     """A model that cannot be loaded as asked: missing files, pickles, a precision this machine lacks."""
 
 
+class RemoteError(ModelError):
+    """A server that does not answer, or whose answers cannot be used."""
+
+
+class AdapterError(FewrecError):
+    """Learnt weights that are damaged, or belong to another model, template or verbalizer."""
+
+
 class BudgetError(FewrecError):
     """A prompt that does not fit the model's context window even with one history item."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,15 +16,17 @@ import numpy as np
 
 from fewrec_prompt import metrics, records, report, scoring, tasks, verbalizers
 from fewrec_prompt.assets import Say, quiet
-from fewrec_prompt.backends import BACKENDS, Backend
+from fewrec_prompt.backends import Backend, choice
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.baselines import BASELINES, check_baselines
 from fewrec_prompt.calibration import TRANSDUCTIVE
 from fewrec_prompt.data import parquet_files
+from fewrec_prompt.data.controls import Control, controlled
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.display import figure, main_metric, span
+from fewrec_prompt.ensembles import Together, called, together
 from fewrec_prompt.errors import TaskError
 from fewrec_prompt.files import write_text
 from fewrec_prompt.finished import FinishedRun
@@ -32,7 +35,8 @@ from fewrec_prompt.runs import RunStore, check_folder, dump, finished, own_folde
 from fewrec_prompt.score_cache import score_cache
 from fewrec_prompt.scoring import Job, Progress, Row, Scored, silent
 from fewrec_prompt.significance import bootstrap_interval
-from fewrec_prompt.tasks import RowSettings, Task
+from fewrec_prompt.slices import item_groups
+from fewrec_prompt.tasks import EnsembleSettings, RowSettings, Task
 from fewrec_prompt.templates import Template
 from fewrec_prompt.types import Kind, Query, Ranking
 
@@ -68,6 +72,7 @@ class Options:
     """What a call may change of a task. None leaves the task's own."""
 
     rows: tuple[RowSettings, ...] | None = None
+    ensembles: tuple[EnsembleSettings, ...] | None = None  # None: the task's own, unless `rows` replaces its rows
     baselines: tuple[str, ...] | None = None
     metrics: tuple[str, ...] | None = None  # paths in it start from the working directory
     model: str | None = None
@@ -76,24 +81,45 @@ class Options:
     split: Split = "test"
     candidates: Path | None = None  # a candidate file of an earlier run; all its users unless `users` is given
     numerics: Numerics = AUTO
+    adapters: tuple[Path, ...] = ()  # folders of learnt weights: a row for each, beside the one that it was learnt from
+    force: bool = False  # use an adapter though something that it was learnt with is another now
+    control: Control | None = None  # prompts alone: what they get right without history, or with titles masked
 
     def applied(self, task: Task) -> Task:
         """The task with these changes. Raises TaskError for a number of users below one."""
         if self.users is not None and self.users < 1:
             raise TaskError(f"{self.users} users were asked; ask for one at least")
         names = None if self.metrics is None else tuple(map(from_here, self.metrics))
-        changes = {"rows": self.rows, "metrics": names, "model": self.model, "seed": self.seed}
-        changes["baselines"] = self.baselines
+        changes: dict[str, Any] = {"rows": self._rows(), "metrics": names, "model": self.model, "seed": self.seed}
+        changes["baselines"] = self.baselines if self.control is None else ()
+        changes["ensembles"] = self._ensembles(task.settings.ensembles)
         settings = task.settings.model_copy(update={key: value for key, value in changes.items() if value is not None})
         if self.users is not None or self.candidates is not None:
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"users": self.users})})
         return replace(task, settings=settings)
+
+    def _rows(self) -> tuple[RowSettings, ...] | None:
+        """The rows that were asked for, then those of adapters; alone, these bring the row they were learnt from."""
+        if not self.adapters:
+            return self.rows
+        learnt = [row_of(folder) for folder in self.adapters if not members_of(folder)]
+        mixed = [row for folder in self.adapters for row in members_of(folder)]
+        bases = [row.model_copy(update={"adapter": None}) for row in learnt]
+        return (*(self.rows or dict.fromkeys((*bases, *mixed))), *learnt)
+
+    def _ensembles(self, own: tuple[EnsembleSettings, ...]) -> tuple[EnsembleSettings, ...]:
+        """The ensembles that were asked for, or the task's own beside its own rows; then those of learnt mixes."""
+        asked = self.ensembles or (() if self._rows() is not None else own)
+        groups = [(folder, members_of(folder)) for folder in self.adapters]
+        mixes = [EnsembleSettings(members=members, mix=str(folder)) for folder, members in groups if members]
+        return (*asked, *mixes)
 
     def record(self) -> dict[str, Any]:
         """What run.json says of this call beside the task's settings: all of it decides, or says where to look."""
         return {
             "split": self.split if self.candidates is None else "candidate file",
             "call": {"candidates": None if self.candidates is None else str(self.candidates)} | asdict(self.numerics),
+            **({} if self.control is None else {"control": self.control}),
         }
 
 
@@ -107,18 +133,53 @@ class Checked:
     """A task of which all that needs no model was checked: its queries, and how each of its rows asks and reads."""
 
     task: Task  # the defaults of every row filled in
-    names: tuple[str, ...]
     parts: tuple[Chosen, ...]
+    members: tuple[tuple[Chosen, ...], ...]  # of each ensemble
     queries: QuerySet
 
-    def rows(self, backend: Backend) -> list[Row]:
-        """The rows, over a model."""
-        return [
-            Row(name, settings, Recommender(template, reader, backend, self.task.domain, calibration))
-            for name, settings, (template, reader, calibration) in zip(
-                self.names, self.task.settings.rows, self.parts, strict=True
-            )
-        ]
+    def rows(self, backend: Backend, *, force: bool = False) -> list[Row]:
+        """The rows, over a model, those with learnt weights too."""
+        return self._rows(self.task.settings.rows, self.parts, backend, force=force)
+
+    def ensembles(self, backend: Backend, *, force: bool = False) -> list[Together]:
+        """The ensembles, over the same model."""
+        groups = zip(self.task.settings.ensembles, self.members, strict=True)
+        made = ((one, self._rows(one.members, parts, backend, force=force)) for one, parts in groups)
+        return [together(one, members, self.queries.popularity, force=force) for one, members in made]
+
+    def _rows(
+        self, rows: Sequence[RowSettings], parts: Sequence[Chosen], backend: Backend, *, force: bool
+    ) -> list[Row]:
+        made = []
+        for settings, (template, reader, calibration) in zip(rows, parts, strict=True):
+            name = _name(settings, template)
+            recommender = Recommender(template, reader, backend, self.task.domain, calibration)
+            if settings.adapter is None:
+                made.append(Row(name, settings, recommender))
+            else:
+                made.append(_adapted(name, settings, recommender, force=force))
+        return made
+
+
+def _adapted(name: str, settings: RowSettings, recommender: Recommender, *, force: bool) -> Row:
+    from fewrec_prompt.tuning.placing import adapted
+
+    found = adapted(recommender, str(settings.adapter), force=force)
+    return Row(name, settings, found.recommender, found.to_dict())
+
+
+def members_of(folder: Path) -> tuple[RowSettings, ...]:
+    """The rows that a mix was learnt over; none of an adapter of another kind."""
+    from fewrec_prompt.tuning.adapters import read
+
+    return tuple(RowSettings(**row) for row in read(folder).about.get("members", ()))
+
+
+def row_of(folder: Path) -> RowSettings:
+    """The row that an adapter was learnt with, with the adapter."""
+    from fewrec_prompt.tuning.adapters import read
+
+    return RowSettings(**dict(read(folder).about["row"]) | {"adapter": str(folder)})
 
 
 EARLY_SECONDS = 4.0
@@ -127,8 +188,7 @@ Load: TypeAlias = Callable[[Task, Numerics, Say], Backend]
 
 def load_backend(task: Task, numerics: Numerics, say: Say = quiet) -> Backend:
     """The model of a task."""
-    backend: Backend = BACKENDS.load("causal")(task.settings.model, numerics, say=say)
-    return backend
+    return choice.load(task.settings.model, numerics, say=say)
 
 
 def evaluate(
@@ -158,7 +218,7 @@ def evaluate(
     task = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
     if out is not None:
         check_folder(Path(out))
-    checked = check(task, options.split, options.candidates, given=given, say=say)
+    checked = check(task, options.split, options.candidates, control=options.control, given=given, say=say)
     backend = given.backend if given else backend or load(task, options.numerics, say)
     return conduct(checked, options, backend, out=out, cache=cache, say=say, progress=progress, early=early)
 
@@ -168,6 +228,7 @@ def check(
     split: Split = "test",
     candidates: Path | None = None,
     *,
+    control: Control | None = None,
     given: Recommender | None = None,
     queries: QuerySet | None = None,
     say: Say = quiet,
@@ -178,12 +239,14 @@ def check(
     """
     metrics.check_metrics(task.metrics)
     check_baselines(task.settings.baselines)
-    parts = [_parts(row) for row in task.settings.rows] if given is None else [_parts_of(given)]
-    task = _resolved(task, parts)
-    names = _names(task.settings.rows, parts)
+    parts = tuple(map(_parts, task.settings.rows)) if given is None else (_parts_of(given),)
+    members = tuple(tuple(map(_parts, one.members)) for one in task.settings.ensembles)
+    task = _resolved(task, parts, members)
+    _check_names(task, parts, members)
     queries = queries or tasks.load_queries(task, split, candidates, say)
-    scoring.rehearse(parts, task.domain, queries.queries)
-    return Checked(task, tuple(names), tuple(parts), queries)
+    queries = queries if control is None else controlled(queries, control, task.settings.seed)
+    scoring.rehearse((*parts, *chain(*members)), task.domain, queries.queries)
+    return Checked(task, parts, members, queries)
 
 
 def conduct(
@@ -198,9 +261,13 @@ def conduct(
     early: Say | None = None,
 ) -> Run:
     """Score, measure and write a checked task; see `evaluate`."""
-    task, queries, rows = checked.task, checked.queries, checked.rows(backend)
-    jobs = scoring.plan(rows, queries.queries)
-    header = records.header(task, rows, queries, backend) | options.record()
+    task, queries = checked.task, checked.queries
+    rows = checked.rows(backend, force=options.force)
+    ensembles = checked.ensembles(backend, force=options.force)
+    asking = [*rows, *chain.from_iterable(one.members for one in ensembles)]
+    jobs = scoring.plan(asking, queries.queries)
+    header = records.header(task, asking, queries, backend) | options.record()
+    header["adapters"] |= {one.name: dict(one.adapter) for one in ensembles if one.adapter}
     folder = own_folder(task.name, header) if out is None else Path(out)
     if out is None and (record := finished(folder)):
         say(f"{folder} holds this very run (same data, model, templates and settings); give --out to run it anew")
@@ -211,6 +278,7 @@ def conduct(
             progress = Early(task, rows, queries, store, early, progress)
         n_damaged = score_all(jobs, queries, store, progress, say, cache=cache)
         scored += [scoring.read(row, queries.queries, store) for row in rows]
+        scored += [one.read(queries.queries, store) for one in ensembles]
         return finish(task, rows, scored, queries, store, n_damaged)
 
 
@@ -289,9 +357,19 @@ def baseline_rows(task: Task, queries: QuerySet) -> list[Scored]:
     return list(scoring.baselines(names, queries.queries, queries.to_learn_from(), seed)) if names else []
 
 
-def _resolved(task: Task, parts: Sequence[Chosen]) -> Task:
+def _resolved(task: Task, parts: Sequence[Chosen], members: Sequence[Sequence[Chosen]]) -> Task:
     """The task with every row's defaults filled in, so that the record says what was done."""
-    rows = tuple(
+    settings = task.settings
+    ensembles = tuple(
+        one.model_copy(update={"members": _filled(one.members, own)})
+        for one, own in zip(settings.ensembles, members, strict=True)
+    )
+    changes = {"rows": _filled(settings.rows, parts), "ensembles": ensembles}
+    return replace(task, settings=settings.model_copy(update=changes))
+
+
+def _filled(rows: Sequence[RowSettings], parts: Sequence[Chosen]) -> tuple[RowSettings, ...]:
+    return tuple(
         row.model_copy(
             update={
                 "verbalizer": row.verbalizer or template.front.verbalizer,
@@ -299,22 +377,32 @@ def _resolved(task: Task, parts: Sequence[Chosen]) -> Task:
             }
             | verbalizers.of_rows(reader)
         )
-        for row, (template, reader, calibration) in zip(task.settings.rows, parts, strict=True)
+        for row, (template, reader, calibration) in zip(rows, parts, strict=True)
     )
-    return replace(task, settings=task.settings.model_copy(update={"rows": rows}))
+
+
+def _check_names(task: Task, parts: Sequence[Chosen], members: Sequence[Sequence[Chosen]]) -> None:
+    """Raises TaskError where the table would call two rows, or two members of an ensemble, the same."""
+    ensembles = task.settings.ensembles
+    groups = [(one, _names(one.members, own)) for one, own in zip(ensembles, members, strict=True)]
+    for _, names in groups:
+        _check_distinct(names, "members of an ensemble")
+    rows = _names(task.settings.rows, parts)
+    _check_distinct([*BASELINES, *rows, *(called(one, names) for one, names in groups)], "rows")
 
 
 def _names(rows: Sequence[RowSettings], parts: Sequence[Chosen]) -> list[str]:
-    """What the table calls each row. Raises TaskError where two would be called the same."""
-    names = [_name(row, template) for row, (template, _, _) in zip(rows, parts, strict=True)]
-    taken = set(BASELINES)
+    return [_name(row, template) for row, (template, _, _) in zip(rows, parts, strict=True)]
+
+
+def _check_distinct(names: Sequence[str], what: str) -> None:
+    taken: set[str] = set()
     for name in names:
         if name in taken:
             raise TaskError(
-                f"two rows are called {name!r}; rows must differ in prompt, verbalizer, length, orders or calibration"
+                f"two {what} are called {name!r}; they must differ in prompt, verbalizer, length, orders or calibration"
             )
         taken.add(name)
-    return names
 
 
 def _name(row: RowSettings, template: Template) -> str:
@@ -324,7 +412,8 @@ def _name(row: RowSettings, template: Template) -> str:
     orders = f"{row.orders} orders" if row.orders not in (None, 1) else None
     calibration = f"{row.calibrate} {row.alpha:g}" if row.calibrate != "none" else None
     warning = "(transductive)" if row.calibrate in TRANSDUCTIVE else None
-    return " ".join(part for part in (row.prompt, verbalizer, length, orders, calibration, warning) if part)
+    adapter = f"+ {Path(row.adapter).name}" if row.adapter else None
+    return " ".join(part for part in (row.prompt, verbalizer, length, orders, calibration, warning, adapter) if part)
 
 
 def finish(
@@ -387,4 +476,5 @@ def _user(ranking: Ranking, query: Query, queries: QuerySet, kind: Kind | None) 
 
 
 def _shelf(queries: QuerySet) -> metrics.Shelf:
-    return metrics.Shelf.of(queries.popularity, (item for query in queries.queries for item in query.candidates))
+    items = (item for query in queries.queries for item in query.candidates)
+    return metrics.Shelf.of(queries.popularity, items, item_groups(queries))

@@ -20,16 +20,10 @@ def replaced(path: Path) -> Iterator[Path]:
 
     Raises StorageError, naming the path, if the disk is full or not writable.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with _part_of(path) as part:
         yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        _flush(part)
         part.replace(path)
-    except OSError as error:
-        raise disk_error(error, path) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -38,18 +32,33 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises StorageError, naming the path, if the disk is full or not writable.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with _part_of(path) as part:
         part.mkdir()
         yield part
         for file in part.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
+            _flush(file)
         part.rename(path)
+
+
+@contextmanager
+def _part_of(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path`; whatever has it at the end is removed."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold what was written."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

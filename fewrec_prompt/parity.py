@@ -20,7 +20,7 @@ import numpy as np
 
 from fewrec_prompt import scoring, tasks
 from fewrec_prompt.assets import Say, quiet
-from fewrec_prompt.backends import BACKENDS
+from fewrec_prompt.backends import choice
 from fewrec_prompt.backends.memory import peak_memory
 from fewrec_prompt.backends.models import locate
 from fewrec_prompt.backends.precision import Numerics
@@ -221,7 +221,7 @@ def record(task: str, split: Split, work: Work, lines: Sequence[Line]) -> dict[s
 def run(work: Work, numerics: Numerics, say: Say = quiet, progress: Progress = silent) -> Trial:
     """Score the work under one precision, in this process. Raises ModelError if it cannot be had."""
     template, verbalizer, calibration = _chosen(work.row)
-    backend = BACKENDS.load("causal")(work.model, numerics, say=say)
+    backend = choice.load(work.model, numerics, say=say)
     recommender = Recommender(template, verbalizer, backend, work.domain, calibration)
     row = Row(work.row.prompt, work.row, recommender)
     with TemporaryDirectory() as folder, run_store(Path(folder) / "run", {}) as store:

@@ -248,10 +248,9 @@ def _probed(
         for change, one, now in zip(changes, made, after, strict=True)
     ]
     probes += [_held_against(name, plain, before, what, seed) for name, what in AGAINST.items()]
-    (name,) = plain.names
     found = None if values is None else bootstrap_interval(values[1], seed)
     about = _about(plain, backend)
-    return Probed(name, values[0] if values else None, found, tuple(probes), len(plain.queries.queries), about)
+    return Probed(before.name, values[0] if values else None, found, tuple(probes), len(plain.queries.queries), about)
 
 
 def _about(plain: Checked, backend: Backend) -> dict[str, Any]:

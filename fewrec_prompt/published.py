@@ -66,7 +66,7 @@ def lines(tables: tuple[PublishedTable, ...]) -> list[str]:
 
 def _same(record: Mapping[str, Any]) -> bool:
     path = artifacts.shipped_folder("eval") / f"{record['task']}.toml"
-    if not path.is_file() or record["split"] != "test":
+    if not path.is_file() or record["split"] != "test" or "control" in record:
         return False
     shipped = tasks.load_task(path).settings.model_dump(mode="json")
     return bool(record["settings"]["data"] == shipped["data"])

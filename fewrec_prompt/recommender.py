@@ -11,24 +11,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from fewrec_prompt import templates, verbalizers
 from fewrec_prompt.assets import Say, quiet
-from fewrec_prompt.backends import BACKENDS, Backend
+from fewrec_prompt.backends import Backend, choice
 from fewrec_prompt.backends.plan import shared_length
 from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.catalogue import Rule
 from fewrec_prompt.errors import BudgetError, DataError, TemplateError, VerbalizerError
-from fewrec_prompt.templates import Template
+from fewrec_prompt.registry import Registry
+from fewrec_prompt.templates import CountTokens, ShownDemo, Template
 from fewrec_prompt.text import one_line, shown_title
-from fewrec_prompt.types import Domain, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
+from fewrec_prompt.types import Domain, Fields, Interaction, Item, Prompt, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import Group, Length, Orders, Rounds, Verbalizer
 from fewrec_prompt.verbalizers.base import mean
 
+LEARNING = Registry(
+    "way to learn",
+    {"adapted": "fewrec_prompt.tuning.placing:adapted", "adapt": "fewrec_prompt.tuning.loop:adapt"},
+)
 NEUTRAL, UNCALIBRATED = Domain(), Calibration()
 LABEL_MASS = 1e-6  # a model that gives all labels together less than this is answering something else
 
@@ -51,10 +57,11 @@ class Ranker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Render:
-    """A template bound to the words of a domain."""
+    """A template bound to the words of a domain, and to the tokens of a model where there is one."""
 
     template: Template
     domain: Domain
+    count_tokens: CountTokens | None = None
 
     @property
     def lead(self) -> str:
@@ -64,24 +71,49 @@ class Render:
     def end(self) -> str:
         return self.template.front.end
 
-    def __call__(self, query: Query, *, item: Item | None = None, labels: Sequence[str] = ()) -> Prompt:
-        prompt = self.template.render(query, self.domain, item=item, labels=labels)
-        little = replace(query, history=query.history[-1:], candidates=query.candidates[:1])
-        return replace(prompt, n_shared=shared_length(prompt.text, _of_others(self, little, labels[:1])))
+    def __call__(
+        self,
+        query: Query,
+        *,
+        item: Item | None = None,
+        labels: Sequence[str] = (),
+        demos: Sequence[ShownDemo] = (),
+    ) -> Prompt:
+        prompt = self.template.render(
+            query, self.domain, item=item, labels=labels, demos=demos, count_tokens=self.count_tokens
+        )
+        others = _of_others(self, _of_strangers(query), tuple(labels[:1]), tuple(demos))
+        return replace(prompt, n_shared=shared_length(prompt.text, others))
+
+
+def _of_strangers(query: Query) -> Query:
+    """A query of this kind as small as can be, with other titles; many queries have the same one."""
+    strangers = tuple(replace(item, id="", title="\N{CURRENCY SIGN}") for item in query.candidates[:1])
+    history = tuple(replace(taken, item=stranger) for taken in query.history[-1:] for stranger in strangers)
+    user, context = _changed(query.user), _changed(query.context)
+    return replace(query, user_id="", history=history, candidates=strangers, user=user, context=context)
 
 
 @lru_cache(maxsize=8)
-def _of_others(render: Render, query: Query, labels: Sequence[str]) -> str:
-    """What the template says of another title: how far a prompt agrees with it, all prompts of the template agree."""
+def _of_others(render: Render, query: Query, labels: tuple[str, ...], demos: tuple[ShownDemo, ...]) -> str:
+    """What the template says of another title to another person, after the same examples.
+
+    How far a prompt agrees with it, all prompts of the template agree.
+    """
     if not query.candidates:
         return ""
-    stranger = replace(query.candidates[0], title="\N{CURRENCY SIGN}" + query.candidates[0].title)
-    history = tuple(replace(taken, item=stranger) for taken in query.history)
-    other = replace(query, history=history, candidates=(stranger,))
     try:
-        return render.template.render(other, render.domain, item=stranger, labels=labels).text
+        prompt = render.template.render(
+            query, render.domain, item=query.candidates[0], labels=labels, demos=demos, count_tokens=render.count_tokens
+        )
     except TemplateError:  # a template that needs more than such a query has shares nothing
         return ""
+    return prompt.text
+
+
+def _changed(fields: Fields) -> Fields:
+    """The same fields with other values."""
+    return tuple((name, "\N{CURRENCY SIGN}" + value if isinstance(value, str) else value + 1) for name, value in fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,17 +178,37 @@ class Recommender:
         unit: str = "auto",
         token_budget: int | None = None,
         domain: Domain = NEUTRAL,
+        adapter: Path | str | None = None,
+        force: bool = False,
         say: Say = quiet,
     ) -> Recommender:
-        """A recommender from names: an embedded model, folder or hub id; a template; its own verbalizer by default.
+        """A recommender from names: an embedded model, folder, hub id or server; a template and its own verbalizer.
 
         `alpha`, `length` and `orders` default to the verbalizer's own. Numerics says what `precision` to
-        `token_budget` mean. `say` is called with one line at a time about slow steps and choices.
+        `token_budget` mean. `adapter` is a folder of learnt weights; it is refused where it was learnt with something
+        else, unless by `force`. `say` is called with one line at a time about slow steps and choices.
         """
         template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length, orders)
         numerics = Numerics(precision, device, int8_threshold, unit, token_budget)
-        backend = BACKENDS.load("causal")(model, numerics, say=say)
-        return cls(template, reader, backend, domain, calibration)
+        found = cls(template, reader, choice.load(model, numerics, say=say), domain, calibration)
+        return found if adapter is None else found.adapted(adapter, force=force)
+
+    def adapted(self, adapter: Path | str, *, force: bool = False) -> Recommender:
+        """The same with the learnt weights of a folder, on the same model: both answer, whichever is asked.
+
+        Raises AdapterError for damaged files, or weights that were learnt with something else (unless by `force`).
+        """
+        made: Recommender = LEARNING.load("adapted")(self, adapter, force=force).recommender
+        return made
+
+    def adapt(self, examples: Sequence[tuple[Query, Sequence[int]]], **settings: Any) -> Recommender:
+        """Learn from questions with answers, places among their candidates; settings: tuning.settings.Settings.
+
+        This recommender stays as it is (but for the method "full"). What is learnt lives in memory; `fewrec tune` and
+        few_shot.tune_task write it down.
+        """
+        made: Recommender = LEARNING.load("adapt")(self, examples, **settings).recommender
+        return made
 
     def rank(
         self, query: Query | None = None, *, history: Sequence[str] = (), candidates: Sequence[str] = ()
@@ -273,13 +325,13 @@ class Recommender:
                 f"calibration {self.calibration.name!r} needs the answers of many users; rank them together in a task "
                 "(fewrec eval), or take a calibration by twins, such as 'pmi'"
             )
-        return self.calibration.apply(self.raw_scores(answers), self._twin_scores(answers))
+        return self.calibration.apply(self.raw_scores(answers), self.prior_scores(answers))
 
     def raw_scores(self, answers: Answers) -> Any:
         """Scores (n_candidates,) before any calibration."""
         return self.verbalizer.read(answers.asked, answers.query)
 
-    def _twin_scores(self, answers: Answers) -> Any:
+    def prior_scores(self, answers: Answers) -> Any:
         """The mean score over all twins; None if there are none."""
         neutral = self.calibration.neutral
         if not neutral:
@@ -297,7 +349,7 @@ class Recommender:
         return self._fit(query)[1]
 
     def _ask(self, query: Query) -> list[Question]:
-        return self.verbalizer.ask(query, Render(self.template, self.domain))
+        return self.verbalizer.ask(query, Render(self.template, self.domain, self.backend.count_tokens))
 
     def _fit(self, query: Query) -> tuple[Query, list[Question]]:
         """The query with as much of its latest history as fits, by bisection; never less than one item."""
@@ -337,7 +389,7 @@ class Recommender:
 
 def label_mass(rows: TokenLogprobs) -> float:
     """Probability that the model answers with any of these label words."""
-    return float(sum(np.exp(row.sum()) for row in rows))
+    return float(sum(np.exp(float(row.sum())) for row in rows))  # of torch rows with gradients, too
 
 
 def check_kinds(template: Template, verbalizer: Verbalizer) -> None:

@@ -31,6 +31,7 @@ LIBRARIES = (
     "transformers",
     "tokenizers",
     "bitsandbytes",
+    "peft",
     "jinja2",
     "numpy",
     "evaluate",
@@ -54,6 +55,7 @@ def header(task: Task, rows: Sequence[Row], queries: QuerySet, backend: Backend)
         "verbalizers": {
             str(row.settings.verbalizer): row.recommender.verbalizer.model_dump(mode="json") for row in rows
         },
+        "adapters": {row.name: dict(row.adapter) for row in rows if row.adapter},
         "versions": versions(),
     }
 
@@ -83,13 +85,14 @@ def version_of(name: str) -> str | None:
 
 
 def queries_digest(queries: QuerySet) -> str:
-    """sha256 over every history, candidate list and answer, in order."""
+    """sha256 over every history, candidate list and answer, and what is known of people, in order."""
     whole = sha256()
     for query in queries.queries:
         history = [seen.item.id for seen in query.history]
         candidates = [item.id for item in query.candidates]
         answer = sorted(queries.qrels.get(query.user_id, ()))
         parts = [query.user_id, *history, "\1", *candidates, "\1", *answer]
+        parts += [f"\1{name}\0{value!r}" for name, value in (*query.user, *query.context)]
         whole.update("\0".join(parts).encode("utf-8", "surrogatepass") + b"\2")
     return whole.hexdigest()
 
@@ -108,12 +111,13 @@ def _row(scored: Scored, intervals: Mapping[str, Interval]) -> dict[str, Any]:
     return {
         "name": scored.name,
         "prompt": settings.prompt if settings else None,
-        "verbalizer": settings.verbalizer if settings else None,
-        "calibration": settings.calibrate if settings else None,
-        "alpha": settings.alpha if settings else None,
-        "length": settings.length if settings else None,
-        "orders": settings.orders if settings else None,
-        "transductive": settings.calibrate in TRANSDUCTIVE if settings else False,
+        "verbalizer": getattr(settings, "verbalizer", None),
+        "calibration": getattr(settings, "calibrate", None),
+        "alpha": getattr(settings, "alpha", None),
+        "length": getattr(settings, "length", None),
+        "orders": getattr(settings, "orders", None),
+        "transductive": getattr(settings, "calibrate", None) in TRANSDUCTIVE,
+        "members": [member.model_dump(mode="json") for member in getattr(settings, "members", ())],
         "n_users": len(scored.rankings),
         "ms_per_user": scored.ms_per_user,
         "metrics": {name: interval(one) for name, one in intervals.items()},

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from fewrec_prompt.errors import LockedError, RunError, StorageError
 from fewrec_prompt.files import disk_error, write_text
-from fewrec_prompt.logged import checksum, pack, unpack
+from fewrec_prompt.logged import blames_disk, checksum, pack, unpack
 from fewrec_prompt.types import TokenLogprobs
 
 COMMIT_SECONDS, COMMIT_UNITS = 1.0, 32  # at most this much is asked again after a crash
@@ -127,6 +127,7 @@ class RunStore:
         self._saved_at = time.monotonic()
         with self._disk():
             self._database = sqlite3.connect(folder / "results.sqlite")
+            self._database.text_factory = bytes  # text in a damaged cell need not be UTF-8
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_SCHEMA)
@@ -136,11 +137,12 @@ class RunStore:
         path = self.folder / "results.sqlite"
         try:
             yield
-        except sqlite3.OperationalError as error:
-            raise StorageError(
-                f"{path}: {error}; finished users are saved. Free some space, then run the same command again to go on"
-            ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter where SQLite's message quotes damage
+            if isinstance(error, sqlite3.Error) and blames_disk(error, path):
+                raise StorageError(
+                    f"{path}: {error}; finished users are saved. Free some space, then run the same command again to "
+                    "go on"
+                ) from error
             raise RunError(f"{path}: {error}; the file is damaged. Run again with a new --out") from error
 
     def get(self, questions: str, user_id: str) -> Unit | None:
@@ -152,18 +154,17 @@ class RunStore:
             ).fetchone()
             if row is None:
                 return None
-            *cells, crc = row
-            if _checksum(*cells) != crc:
+            n_history, ms, shapes, blob, crc = row
+            if not isinstance(blob, bytes) or _checksum(questions, user_id, n_history, ms, shapes, blob) != crc:
                 self._database.execute("DELETE FROM units WHERE questions=? AND user_id=?", (questions, user_id))
                 return None
-        n_history, ms, shapes, blob = cells
         return Unit(unpack(shapes, blob), n_history, ms)
 
     def put(self, questions: str, user_id: str, unit: Unit) -> None:
         """Save what one user was answered; `settle` says when all who were asked together are saved."""
         shapes, blob = pack(unit.logprobs)
-        cells = (unit.n_history, unit.ms, shapes, blob)
-        row = (questions, user_id, *cells, _checksum(*cells))
+        cells = (questions, user_id, unit.n_history, unit.ms, shapes, blob)
+        row = (*cells, _checksum(questions, user_id, unit.n_history, unit.ms, shapes.encode(), blob))
         with self._disk():
             self._database.execute("INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         self.n_saved += 1
@@ -182,7 +183,7 @@ class RunStore:
         """How many units of computation came from where, since the run began."""
         with self._disk():
             found = dict(self._database.execute("SELECT source, n_units FROM counts"))
-        return {source: found.get(source, 0) for source in get_args(Source)}
+        return {source: found.get(source.encode(), 0) for source in get_args(Source)}
 
     def commit(self) -> None:
         """Put everything saved so far on disk."""
@@ -343,5 +344,6 @@ def dump(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _checksum(n_history: int, ms: float, shapes: str, blob: bytes) -> int:
-    return checksum(blob, n_history, ms, shapes)
+def _checksum(questions: str, user_id: str, n_history: int, ms: float, shapes: bytes, blob: bytes) -> int:
+    """Of a whole row, its name too: a flipped bit must not make it the row of another user."""
+    return checksum(blob, questions, user_id, n_history, ms, shapes)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from fewrec_prompt.assets import Say, cache_home, quiet
-from fewrec_prompt.logged import checksum, pack, unpack
+from fewrec_prompt.logged import blames_disk, checksum, pack, unpack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,13 +36,6 @@ CREATE TABLE IF NOT EXISTS units (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS units_by_use ON units (used);
 """
-_OF_THE_DISK = {
-    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR),
-    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS),
-}
-"""Primary result codes that say something of the disk or of other processes. All others, since our statements do not
-change, say that the file is not what we wrote."""
-
 _TROUBLE = (sqlite3.Error, OSError, UnicodeDecodeError)
 """What using the file may raise; the last where SQLite's own message holds text of a damaged file."""
 
@@ -220,16 +213,10 @@ class ScoreCache:
             yield
 
     def _is_damage(self, error: Exception) -> bool:
-        """Whether an error says that the content of the file is not what was written.
-
-        "Read-only" of a file that can be written does: it stands in the file's own header.
-        """
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is None:
-            return isinstance(error, UnicodeDecodeError)
-        if code & 0xFF == sqlite3.SQLITE_READONLY:
-            return os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)
-        return code & 0xFF not in _OF_THE_DISK
+        """Whether an error says that the content of the file is not what was written."""
+        if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode"):
+            return not blames_disk(error, self.path)
+        return isinstance(error, UnicodeDecodeError)
 
     def _replace(self) -> bool:
         """Take away a damaged file, if nobody else has: all it can cost is computing again. False if it cannot go."""

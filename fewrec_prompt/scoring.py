@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from fewrec_prompt.metrics.beyond import order_correlation
 from fewrec_prompt.recommender import Answers, Chosen, Ranker, Recommender, Render, label_mass
 from fewrec_prompt.runs import RunStore, Source, Unit
 from fewrec_prompt.score_cache import ScoreCache
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.tasks import EnsembleSettings, RowSettings
 from fewrec_prompt.types import Domain, Kind, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import AnyVerbalizer, InGroups
 
@@ -43,13 +43,15 @@ class Row:
     name: str
     settings: RowSettings
     recommender: Recommender
+    adapter: Mapping[str, Any] | None = None  # what a record says of its learnt weights
 
     @property
     def asks(self) -> str:
         """Identity of the questions this row asks: rows that share it share their answers."""
         template, verbalizer = self.recommender.template, self.recommender.verbalizer
         domain = self.recommender.domain
-        key = "\0".join((template.ref.sha256, verbalizer.asks, domain.singular, domain.plural, domain.verb))
+        weights = self.adapter["sha256"] if self.adapter else ""
+        key = "\0".join((template.ref.sha256, verbalizer.asks, domain.singular, domain.plural, domain.verb, weights))
         return sha256(key.encode()).hexdigest()[:16]
 
     @property
@@ -64,7 +66,7 @@ class Scored:
 
     name: str
     rankings: tuple[Ranking, ...]
-    settings: RowSettings | None = None  # None: a baseline
+    settings: RowSettings | EnsembleSettings | None = None  # None: a baseline
     ms_per_user: float | None = None  # of all its questions, twins too, whoever else shares them
     notes: Mapping[str, float] | None = None
     kind: Kind | None = None  # of its verbalizer
@@ -219,11 +221,9 @@ def read(row: Row, queries: Sequence[Query], store: Log) -> Scored:
     """Turn the logged answers of a row into rankings."""
     answers, ms = [], []
     for query in queries:
-        asked = _saved(store, row.asks, query)
-        twins = [_saved(store, key, query) for key in row.asks_twins.values()]
-        said = tuple(rows for unit in twins for rows in unit.logprobs)
-        answers.append(Answers(asked.logprobs, said, asked.n_history, query))
-        ms.append(asked.ms + sum(unit.ms for unit in twins))
+        said, cost = logged(row, query, store)
+        answers.append(said)
+        ms.append(cost)
     scores = _scores(row.recommender, answers)
     rankings = tuple(
         Ranking.from_scores(own.query, points.tolist(), own.n_history)
@@ -254,6 +254,14 @@ def _notes(verbalizer: AnyVerbalizer, answers: Sequence[Answers], scores: Sequen
     if verbalizer.many_rounds:
         notes["questions_per_user"] = len(asked) / len(answers)
     return notes
+
+
+def logged(row: Row, query: Query, store: Log) -> tuple[Answers, float]:
+    """What a row was answered about one query, and what that cost (milliseconds)."""
+    asked = _saved(store, row.asks, query)
+    twins = [_saved(store, key, query) for key in row.asks_twins.values()]
+    said = tuple(rows for unit in twins for rows in unit.logprobs)
+    return Answers(asked.logprobs, said, asked.n_history, query), asked.ms + sum(unit.ms for unit in twins)
 
 
 def n_answered(row: Row, queries: Sequence[Query], store: RunStore) -> int:

@@ -11,16 +11,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fewrec_prompt import metrics, records, scoring, tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.comparison import Difference, paired
 from fewrec_prompt.display import MAIN, main_metric
-from fewrec_prompt.errors import RunError, TaskError
+from fewrec_prompt.errors import RunError, TaskError, VerbalizerError
 from fewrec_prompt.evaluation import (
     Checked,
     Options,
@@ -38,7 +40,7 @@ from fewrec_prompt.files import write_text
 from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.metrics.naming import is_own_name
 from fewrec_prompt.runs import RunStore, dump, finished, own_folder, run_store
-from fewrec_prompt.scoring import Progress, Row, silent
+from fewrec_prompt.scoring import Job, Progress, Row, silent
 from fewrec_prompt.significance import Choice, Floats, Interval, bootstrap_interval, bootstrap_intervals, choice
 from fewrec_prompt.space import Grid, Space, Trial, grid, run_trials
 from fewrec_prompt.tasks import BASELINES, RowSettings, Task
@@ -156,13 +158,16 @@ class _Plan:
 
 def _applied(task: Task | str | Path, options: Options, metric: str | None) -> Task:
     """The task as it will be measured: with chance and popularity beside the rows, and the metric of the search."""
-    if options.rows is not None or options.split != "test" or options.candidates is not None:
-        raise TaskError("a search makes its own rows, of a task's own parts; leave rows, split and candidates out")
+    if options.rows is not None or options.split != "test" or options.candidates is not None or options.control:
+        raise TaskError(
+            "a search makes its own rows, of a task's own parts; leave rows, split and candidates out, and any control"
+        )
     found = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
     settings = found.settings
     names = tuple(dict.fromkeys((*settings.metrics, *((metric,) if metric else ()))))
     baselines = tuple(dict.fromkeys((*BASELINES, *settings.baselines)))
-    return replace(found, settings=settings.model_copy(update={"metrics": names, "baselines": baselines}))
+    changes = {"metrics": names, "baselines": baselines, "ensembles": ()}  # a search chooses among single rows
+    return replace(found, settings=settings.model_copy(update=changes))
 
 
 def _metric(task: Task, asked: str | None) -> str:
@@ -216,8 +221,10 @@ def _searched(plan: _Plan, folder: Path, store: RunStore, say: Say, progress: Pr
     rows = {row.settings: row for row in plan.selection.rows(plan.backend)}
     beside = baseline_rows(plan.selection.task, plan.selection.queries)
     jobs = scoring.plan(list(rows.values()), plan.selection.queries.queries)
-    n_damaged = score_all(jobs, plan.selection.queries, store, progress, say, cache=plan.cache)
-    table = _Table(plan, rows, store)
+    n_damaged, failed = _score_each(plan, jobs, store, say, progress)
+    if reason := failed.get(rows[next(iter(rows))].asks):
+        raise VerbalizerError(f"the task's first row, which candidates are set against, fails: {reason}")
+    table = _Table(plan, rows, store, failed)
     trials = run_trials(plan.grid, plan.n_trials, plan.seed, table.mean, more=plan.more)
     ranked = table.ranked(trials)
     run = _measured_on_test(plan, rows[ranked[0]].settings, folder, say, progress)
@@ -230,18 +237,48 @@ def _searched(plan: _Plan, folder: Path, store: RunStore, say: Say, progress: Pr
     return Search(folder, record)
 
 
+def _score_each(
+    plan: _Plan, jobs: Sequence[Job], store: RunStore, say: Say, progress: Progress
+) -> tuple[int, dict[str, str]]:
+    """Have everything scored; how many rows of the cache were damaged, and which questions failed, and why.
+
+    A candidate whose labels the model does not answer with has failed, and ends no search.
+    """
+    n_users, done, n_damaged = len(plan.selection.queries.queries), 0.0, 0
+    total, failed = sum(job.cost for job in jobs) * n_users, dict[str, str]()
+    for job in jobs:
+        try:
+            if job.key.removesuffix("/twin") not in failed:
+                onward = partial(_onward, progress, done, total)
+                n_damaged += score_all([job], plan.selection.queries, store, onward, say, cache=plan.cache)
+        except VerbalizerError as error:
+            failed[job.key] = str(error)
+            say(f"failed, and left out: {error}")
+        done += job.cost * n_users
+    return n_damaged, failed
+
+
+def _onward(progress: Progress, before: float, total: float, what: str, done: float, _total: float) -> None:
+    """The progress of one job as that of all."""
+    progress(what, before + done, total)
+
+
 class _Table:
     """The values of candidates, by user: computed when first asked for, from answers that are read once."""
 
-    def __init__(self, plan: _Plan, rows: Mapping[RowSettings, Row], store: RunStore) -> None:
-        self._plan, self._rows = plan, rows
+    def __init__(
+        self, plan: _Plan, rows: Mapping[RowSettings, Row], store: RunStore, failed: Mapping[str, str]
+    ) -> None:
+        self._plan, self._rows, self._failed = plan, rows, failed
         self.log = _Remembered(store)
         self.default = next(iter(rows))
         self.values: dict[RowSettings, Floats] = {}
         self.label = plan.metric  # what a run calls it: of a metric that is a path the last part
 
     def of(self, row: RowSettings) -> Floats:
-        """One value per user who has an answer; NaN where the metric has none."""
+        """One value per user who has an answer; NaN where the metric has none, or the candidate failed."""
+        if row not in self.values and self.failure(row):
+            return np.full(len(self.of(self.default)), np.nan)
         if row not in self.values:
             queries = self._plan.selection.queries
             scored = scoring.read(self._rows[row], queries.queries, self.log)
@@ -261,6 +298,8 @@ class _Table:
         """Every candidate that was tried, best first; of equals the default, then the plainest."""
         place = {row: at for at, row in enumerate(self._plan.grid.rows())}
         known = {trial.row: trial.value for trial in trials if not math.isnan(trial.value)}
+        if not known and self._failed:
+            raise VerbalizerError(f"every candidate failed; the first: {next(iter(self._failed.values()))}")
         if not known:
             raise TaskError(
                 f"{self._plan.metric} has no value for any candidate on these users; choose by another --metric"
@@ -270,6 +309,10 @@ class _Table:
 
     def name(self, row: RowSettings) -> str:
         return self._rows[row].name
+
+    def failure(self, row: RowSettings) -> str | None:
+        """Why a candidate has no values; None if it has."""
+        return self._failed.get(self._rows[row].asks)
 
 
 class _Remembered:
@@ -343,6 +386,7 @@ def _record(
         "default": _named(table, table.default) | records.interval(bootstrap_interval(default, plan.seed)),
         "expected": records.number(luck.expected),
         "n_level": sum(1 for row in ranked[1:] if behind[row].low <= 0 <= behind[row].high),
+        "failed": {table.name(trial.row): why for trial in trials if (why := table.failure(trial.row))},
         "candidates": list(_candidates(table, ranked, values, behind, luck)),
         "trials": [{"name": table.name(trial.row), "value": records.number(trial.value)} for trial in trials],
         "model": header["model"],

@@ -25,6 +25,7 @@ from fewrec_prompt.data.tables import sha256_of
 from fewrec_prompt.errors import RunError, StorageError
 from fewrec_prompt.files import new_folder, replaced, write_text
 from fewrec_prompt.finished import FinishedRun
+from fewrec_prompt.metrics import item_group
 
 JOURNALS = ("results.sqlite-wal", "results.sqlite-shm", "results.sqlite-journal")
 COPIED = tuple(sorted(runs.FILES - {"lock", "export.json", *JOURNALS}))
@@ -122,7 +123,9 @@ class Veil:
         """With a salt that nobody keeps."""
         settings = record["settings"]
         said = [record["model"]["name"], record["task"], *settings["metrics"], *record["data"]]
-        said += [name for row in settings["rows"] for name in (row["prompt"], row["verbalizer"]) if name]
+        members = [row for one in settings.get("ensembles", ()) for row in one["members"]]
+        rows = (*settings["rows"], *members)
+        said += [name for row in rows for name in (row["prompt"], row["verbalizer"]) if name]
         deep = [name for name in said if "/" in name or "\\" in name]
         return cls(token_bytes(16), {name: PurePath(name.replace("\\", "/")).name for name in deep})
 
@@ -164,8 +167,15 @@ def _table(run: FinishedRun, name: str, veil: Veil) -> dict[str, list[Any]]:
         lines = file.read().to_pylist()
     if name == "slices":
         lines = [line for line in lines if line["attribute"] in ATTRIBUTES]
+    lines = [line for line in lines if _may_leave(line.get("metric", ""))]
     shared = sorted((_line(line, veil) for line in lines), key=lambda line: json.dumps(line, sort_keys=True))
     return {column: [line[column] for line in shared] for column in shared[0]} if shared else {}
+
+
+def _may_leave(metric: str) -> bool:
+    """Whether a metric's name holds no word of the data: groups of items by a field are called by what is in it."""
+    group = item_group(metric)
+    return group is None or group.startswith("popularity ")
 
 
 def _line(line: Mapping[str, Any], veil: Veil) -> dict[str, Any]:
@@ -222,5 +232,7 @@ def _unsaid(template: Mapping[str, str]) -> dict[str, str]:
 
 
 def _row(row: Mapping[str, Any], veil: Veil) -> dict[str, Any]:
-    metrics = {veil.name(name): numbers for name, numbers in row["metrics"].items()}
-    return veil.named({key: value for key, value in row.items() if key != "metrics"}) | {"metrics": metrics}
+    metrics = {veil.name(name): numbers for name, numbers in row["metrics"].items() if _may_leave(name)}
+    members = [veil.named(member) for member in row.get("members", ())]
+    named = veil.named({key: value for key, value in row.items() if key not in ("metrics", "members")})
+    return named | {"metrics": metrics, "members": members}

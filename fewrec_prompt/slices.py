@@ -1,5 +1,7 @@
 """Per-user values cut by what users are like: how good for whom, and how far groups lie apart, with intervals.
 
+Items fall into groups in the same way (`item_groups`); what metrics make of those is theirs.
+
 What a user is like is one word or range per user and attribute (`attributes`): how long the history is, how popular the
 target, whether the target is new, what fields the data has on people and on targets. Nothing here knows a metric.
 """
@@ -98,6 +100,22 @@ def attributes(queries: QuerySet) -> dict[str, Attribute]:
         "target": ["cold" if count < COLD else "warm" for count in counts],
         **_fields("user", people),
         **_fields("target", [_target_fields(query, queries) for query in judged]),
+    }
+
+
+def item_groups(queries: QuerySet) -> dict[str, frozenset[str]]:
+    """Groups of the items that are candidates, each by a label such as "popularity high" or "publisher Ace".
+
+    By how often they were taken, in thirds, and by their fields, as those of targets are (see `attributes`).
+    """
+    items = list({item.id: item for query in queries.queries for item in query.candidates}.values())
+    fields = _fields("", [dict(item.fields) for item in items])
+    counts = thirds([float(queries.popularity.get(item.id, 0)) for item in items])
+    by_name = {"popularity": counts} | {name.removeprefix("."): words for name, words in fields.items()}
+    return {
+        f"{name} {group}": frozenset(item.id for item, word in zip(items, words, strict=True) if word == group)
+        for name, words in by_name.items()
+        for group in _groups(words)
     }
 
 

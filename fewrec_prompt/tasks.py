@@ -165,12 +165,33 @@ class RowSettings(Settings):
     alpha: FiniteFloat | None = None  # None: the verbalizer's own
     length: Length | None = None
     orders: Orders | None = None
+    adapter: str | None = None  # folder of learnt weights; a path starts from the working directory
 
     @model_validator(mode="after")
     def _weighs_something(self) -> Self:
         if self.alpha is not None and self.calibrate == "none":
             raise ValueError(f"`alpha` is the weight of a calibration; add calibrate, one of {', '.join(NAMES[1:])}")
         return self
+
+
+class EnsembleSettings(Settings):
+    """One more row of the table, which ranks by what several rows score; they need not be rows of the table.
+
+    All count alike, or by the weights of a mix that was learnt; a mix may be of one row alone.
+    """
+
+    members: Annotated[tuple[RowSettings, ...], Field(min_length=1, strict=False)]
+    mix: str | None = None  # folder of a learnt mix; a path starts from the working directory
+
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if self.mix is None and len(self.members) < 2:
+            raise ValueError("an ensemble has two `members` or more, or a learnt `mix`")
+        return self
+
+    @property
+    def prompt(self) -> str:
+        return " + ".join(dict.fromkeys(row.prompt for row in self.members))
 
 
 class TaskSettings(Settings):
@@ -186,6 +207,7 @@ class TaskSettings(Settings):
         RowSettings(prompt="complete"),
         RowSettings(prompt="complete", calibrate="pmi"),
     )
+    ensembles: Annotated[tuple[EnsembleSettings, ...], Field(strict=False)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +252,11 @@ def load_task(name: str | Path) -> Task:
         return Task(path.stem, path, artifacts.read_toml(path, TaskSettings))
     except ArtifactError as error:
         raise TaskError(str(error)) from error
+
+
+def with_model(task: Task, model: str) -> Task:
+    """The task over another model."""
+    return replace(task, settings=task.settings.model_copy(update={"model": model}))
 
 
 def load_catalogue(task: Task, say: Say = quiet) -> Mapping[str, Item]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Kind = Literal["choose", "judge", "rate", "complete", "channel", "pairwise", "setwise"]
+Fields: TypeAlias = tuple[tuple[str, str | int | float], ...]
+"""What is known of a thing or a person, as (name, value) pairs."""
 TokenLogprobs: TypeAlias = "tuple[np.ndarray, ...]"
 """Per-token log-probabilities (nats) of the continuations of one question: one float64 row (n_tokens,) each."""
 
@@ -25,12 +27,12 @@ TokenLogprobs: TypeAlias = "tuple[np.ndarray, ...]"
 class Item:
     """A thing that can be recommended. `id` is its identity; titles may repeat, ids may not.
 
-    `fields` are further columns of the catalogue (year, genres, author, …) as (name, value) pairs.
+    `fields` are further columns of the catalogue: year, genres, author, …
     """
 
     id: str
     title: str
-    fields: tuple[tuple[str, str | int | float], ...] = ()
+    fields: Fields = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,20 @@ class Query:
     user_id: str
     history: tuple[Interaction, ...]  # oldest first
     candidates: tuple[Item, ...]
+    user: Fields = ()  # of the person: age, gender, …
+    context: Fields = ()  # of the moment: time of day, session, …
 
     def recent(self, n: int) -> Query:
         """The same query with only the n latest history items (n = 0: none)."""
-        return Query(self.user_id, self.history[len(self.history) - n :] if n else (), self.candidates)
+        return replace(self, history=self.history[len(self.history) - n :] if n else ())
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """The question of another person and its answer, as a place among the candidates: an example to learn from."""
+
+    query: Query
+    answer: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,8 @@ def files_of(task: str, choose: Chosen) -> set[Path]:
     files = set(artifacts.places("eval", task))
     try:
         found = tasks.load_task(task)
-        rows = choose(found).applied(found).settings.rows
+        settings = choose(found).applied(found).settings
+        rows = (*settings.rows, *(row for one in settings.ensembles for row in one.members))
     except FewrecError:
         return files
     return files.union(*map(_files_of_row, rows))

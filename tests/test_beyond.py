@@ -23,6 +23,7 @@ from fewrec_prompt.metrics import (
     probabilities,
     unit_of,
 )
+from fewrec_prompt.metrics.ranking import exposure
 from fewrec_prompt.significance import groups_of
 from fewrec_prompt.types import Item
 
@@ -250,3 +251,43 @@ def test_without_a_group_means_as_if_its_users_had_never_been() -> None:
         weights[7] = 0
         left = [user for user, group in zip(users, groups, strict=True) if group != 7]
         assert value(weights) == pytest.approx(of_run(name, left), abs=1e-12), name
+
+
+# --- groups of items
+
+
+GROUPED = Shelf(POPULARITY, groups={"maker X": frozenset("ab"), "maker Y": frozenset("cd"), "maker Z": frozenset("z")})
+
+
+def test_exposure_is_the_discount_of_the_places_and_ties_share_theirs() -> None:
+    """Places 1 to 3 are looked at 1, 0.6309 and 0.5 times."""
+    assert exposure(np.array([1.0, 3.0, 2.0, 0.0]), 3) == pytest.approx([0.5, 1, 1 / math.log2(3), 0])
+    assert exposure(np.array([1.0, 3.0, 1.0, 1.0]), 2) == pytest.approx(
+        [1 / math.log2(3) / 3, 1, *[1 / math.log2(3) / 3] * 2]
+    )
+
+
+def test_the_gap_of_exposure_by_hand() -> None:
+    """Places are c, a, b, d; of the first two a makes 0.6309 of 1.6309, and is of a group of half of the candidates."""
+    values = measure(["exposure-gap@2"], [person([3, 2, 4, 1], [1, 0, 0, 0])], GROUPED)
+    gap = 0.63092975 / 1.63092975 - 0.5
+    assert {name: column.tolist() for name, column in values.items()} == {
+        "exposure-gap@2.maker X": [pytest.approx(gap)],
+        "exposure-gap@2.maker Y": [pytest.approx(-gap)],
+        "exposure-gap@2.maker Z": [0.0],
+    }
+    assert unit_of("exposure-gap@2.maker X") == "share"
+
+
+@given(TIED, st.integers(1, 6))
+def test_ties_have_the_exposure_of_all_their_orders(scores: list[int], k: int) -> None:
+    def of_first(order: list[int]) -> float:
+        place = order.index(0) + 1
+        return 1 / math.log2(place + 1) if place <= k else 0.0
+
+    assert exposure(np.array(scores, dtype=float), k)[0] == pytest.approx(mean_over_orders(scores, of_first))
+
+
+def test_a_scorer_that_says_nothing_has_no_gap() -> None:
+    values = measure(["exposure-gap@3"], [person([0] * 6, [1, 0, 0, 0, 0, 0])], GROUPED)
+    assert all(column.tolist() == [pytest.approx(0, abs=1e-12)] for column in values.values())

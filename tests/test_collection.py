@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_evaluation import PLAIN, PMI, WordyBackend, run_of, tiny
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ from fewrec_prompt import collection, runs
 from fewrec_prompt.cli import app
 from fewrec_prompt.errors import RunError
 from fewrec_prompt.evaluation import evaluate
+from fewrec_prompt.score_cache import score_cache
 
 HOME = Path(__file__).resolve().parent.parent
 
@@ -171,3 +173,22 @@ def test_what_a_kill_leaves_of_a_deletion_is_an_unfinished_run(
     if n_deleted:
         evaluate(tiny(PLAIN), out=shelf / "again", backend=backend)  # it can go on
     assert (shelf / "again" / "run.json").is_file()
+
+
+def test_gc_shrinks_kept_answers_only_where_it_is_told_to(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEWREC_CACHE", str(tmp_path / "kept"))
+    with score_cache() as cache:
+        for number in range(40):
+            cache.put(f"unit {number}", [np.zeros(10_000)], 1.0)
+    words = ("runs", "gc", "--in", shelf, "--answers", "1")
+    assert "stay" in fewrec("runs", "gc", "--in", shelf, "--answers", "4").splitlines()[0]
+    assert "go with --yes" in fewrec(*words).splitlines()[0]
+    with score_cache() as cache:
+        assert cache.size()[0] == 40
+    assert "deleted" in fewrec(*words, "--yes").splitlines()[0]
+    with score_cache() as cache:
+        n_units, n_bytes = cache.size()
+    assert 0 < n_units < 40
+    assert n_bytes <= 1_000_000

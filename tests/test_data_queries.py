@@ -280,6 +280,26 @@ def test_what_is_written_is_read_again_ratings_and_times_included(tmp_path: Path
     assert again.qrels == a_set().qrels
 
 
+def test_what_is_known_of_the_person_and_the_moment_is_written_and_read_again(tmp_path: Path) -> None:
+    (query,) = a_set().queries
+    known = replace(query, user=(("age", 25), ("town", "Oslo")), context=(("hour", 7.5),))
+    made = a_set(queries=(known, replace(query, user_id="v")), qrels={})
+    write_queries(tmp_path / "q.parquet", made)
+
+    assert read_queries(tmp_path / "q.parquet", ITEMS).queries == made.queries
+
+
+def test_a_column_of_text_and_numbers_about_people_is_refused(tmp_path: Path) -> None:
+    rows = [
+        {"user_id": name, "history": ["1"], "candidates": ["3"], "user.age": age}
+        for name, age in (("u", 7), ("v", "x"))
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    with pytest.raises(DataError, match=r"q\.jsonl, column 'user\.age': holds int and str; write text"):
+        read_queries(tmp_path / "q.jsonl", ITEMS)
+
+
 def test_queries_without_answers_are_written_without_a_column_of_them(tmp_path: Path) -> None:
     write_queries(tmp_path / "q.parquet", a_set(qrels={}))
 

@@ -204,7 +204,7 @@ def test_a_query_needs_a_history_and_a_choice(made: Callable[..., Dataset], limi
 
 
 def test_nothing_in_a_query_says_which_candidate_is_the_answer() -> None:
-    assert [field.name for field in fields(Query)] == ["user_id", "history", "candidates"]
+    assert [field.name for field in fields(Query)] == ["user_id", "history", "candidates", "user", "context"]
 
 
 def test_the_target_of_movielens_stands_anywhere_among_the_candidates(films: Dataset) -> None:

@@ -124,8 +124,8 @@ def double_bos(monkeypatch):
 def last_token_dropped(monkeypatch):
     real = Engine._pass
 
-    def dropped(self, trees):
-        return {index: torch.cat([row[:-1], row.new_zeros(1)]) for index, row in real(self, trees).items()}
+    def dropped(self, trees, read):
+        return {index: torch.cat([row[:-1], row.new_zeros(1)]) for index, row in real(self, trees, read).items()}
 
     monkeypatch.setattr(Engine, "_pass", dropped)
 
@@ -322,10 +322,10 @@ def test_a_soft_prompt_of_real_embeddings_is_the_text_prompt(family, layout, uni
 
 @EVERY_FAMILY
 @pytest.mark.parametrize("layout", ["packed", "expanded", "plain"])
-def test_learned_keys_and_values_that_are_those_of_a_text_are_that_text(family, layout):
+def test_learnedkeys_and_values_that_are_those_of_a_text_are_that_text(family, layout):
     made, sequences = model(family), crowd(2)
     with torch.inference_mode():
-        kept = Engine(made)._keys_and_values(PREFIX)
+        kept = Engine(made).keys_and_values(PREFIX)
         learned = Engine(made, layout, unit="throughput", soft=kept).logprobs(sequences)
         assert distance(learned, Engine(made, "plain").logprobs(prefixed(sequences))) < 1e-4
 
@@ -343,7 +343,7 @@ def test_gradients_reach_a_soft_prompt_and_are_those_of_the_plain_path(attention
     assert torch.allclose(*gradients, atol=1e-3, rtol=1e-3)
 
 
-def test_gradients_reach_learned_keys_and_values():
+def test_gradients_reach_learnedkeys_and_values():
     made, sequences = model(attention=TREE), crowd(2)
     layers = tuple(tuple(torch.full((1, 2, 3, 8), 0.1).requires_grad_() for _ in range(2)) for _ in range(2))
 

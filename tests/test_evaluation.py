@@ -95,6 +95,7 @@ def test_run_json_holds_what_it_takes_to_repeat_the_run(tmp_path: Path) -> None:
         "alpha": 0.6,
         "length": "sum",
         "orders": None,
+        "adapter": None,
     }
     assert "{% for seen in history %}" in record["templates"]["complete"]["text"]
     assert len(record["templates"]["complete"]["sha256"]) == 64

@@ -7,7 +7,9 @@ process that forks, so that two hundred kills take seconds.
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,15 +19,20 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from test_cli import model  # noqa: F401 - a fixture
-from test_evaluation import PLAIN, PMI, WordyBackend, rankings_in, tiny
+from test_evaluation import PLAIN, PMI, WordyBackend, rankings_in, record_in, tiny
 from test_runs import ROOT
 
 from fewrec_prompt import runs
-from fewrec_prompt.errors import StorageError
-from fewrec_prompt.evaluation import evaluate
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.errors import RunError, StorageError
+from fewrec_prompt.evaluation import Options, evaluate
+from fewrec_prompt.logged import pack
+from fewrec_prompt.runs import Unit, run_store
+from fewrec_prompt.seeds import rng_for
+from fewrec_prompt.tasks import RowSettings, load_task
 
 ROWS = (PLAIN, PMI, RowSettings(prompt="choose", calibrate="pmi"), RowSettings(prompt="judge"))  # 30 units
 STORE = """
@@ -159,31 +166,27 @@ def test_no_acknowledged_unit_is_lost(tmp_path: Path, fault: str, n_rounds: int)
     assert n_stopped >= n_rounds // 2
 
 
-# --- the whole run -----------------------------------------------------------------------------------------------
+# --- every write, every bit --------------------------------------------------------------------------------------
 
 
-class Failing:
-    """A database whose every write is counted, and whose n-th one fails as on a full disk."""
+class Failing(sqlite3.Connection):
+    """A database whose every write is counted, and whose n-th one fails as on a full disk. It waits for no disk."""
 
-    def __init__(self, database: sqlite3.Connection, counted: Callable[[], None]) -> None:
-        self._database, self._counted = database, counted
+    counted: Callable[[], None]
 
     def execute(self, statement: str, *values: Any) -> Any:
         if statement.startswith(("INSERT", "PRAGMA", "DELETE")):
-            self._counted()
-        return self._database.execute(statement, *values)
+            self.counted()
+        return super().execute(statement.replace("synchronous=FULL", "synchronous=OFF"), *values)
 
     def executescript(self, script: str) -> Any:
-        self._counted()
-        return self._database.executescript(script)
+        self.counted()
+        return super().executescript(script)
 
     def commit(self) -> None:
-        if self._database.in_transaction:  # else there is nothing to write
-            self._counted()
-        self._database.commit()
-
-    def close(self) -> None:
-        self._database.close()
+        if self.in_transaction:  # else there is nothing to write
+            self.counted()
+        super().commit()
 
 
 def fail_at(n: int, patch: pytest.MonkeyPatch) -> Iterator[int]:
@@ -192,7 +195,9 @@ def fail_at(n: int, patch: pytest.MonkeyPatch) -> Iterator[int]:
 
     def database() -> None:
         if next(counter) == n:
-            raise sqlite3.OperationalError("database or disk is full")
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
 
     def file(do: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any) -> Any:
@@ -203,11 +208,95 @@ def fail_at(n: int, patch: pytest.MonkeyPatch) -> Iterator[int]:
         return counted
 
     connect = sqlite3.connect
-    patch.setattr(runs.sqlite3, "connect", lambda path: Failing(connect(path), database))
+    patch.setattr(Failing, "counted", staticmethod(database), raising=False)
+    patch.setattr(runs.sqlite3, "connect", lambda path: connect(path, factory=Failing))
     patch.setattr(os, "fsync", file(os.fsync))
     patch.setattr(Path, "replace", file(Path.replace))
     patch.setattr(runs, "COMMIT_SECONDS", 0.0)
     return counter
+
+
+N_UNITS = 100
+
+
+def unit(number: int) -> Unit:
+    return Unit((tuple(rng_for(0, "unit", number).random((3, 5))),), n_history=number, ms=0.5)
+
+
+def put_all(folder: Path) -> Iterator[int]:
+    """Put a hundred units and commit each; gives how many are safe."""
+    with run_store(folder, {"task": "t"}) as store:
+        for number in range(N_UNITS):
+            store.put("q", str(number), unit(number))
+            store.settle("scored")
+            yield number + 1
+
+
+def bytes_of(one: Unit) -> bytes:
+    return repr((one.n_history, one.ms, np.concatenate(one.logprobs[0]).tolist())).encode()
+
+
+def kept_in(folder: Path) -> dict[int, bytes]:
+    """The units that are there, as bytes."""
+    with run_store(folder, {"task": "t"}) as store:
+        found = {number: store.get("q", str(number)) for number in range(N_UNITS)}
+        return {number: bytes_of(one) for number, one in found.items() if one is not None}
+
+
+WRITTEN = {number: bytes_of(unit(number)) for number in range(N_UNITS)}
+
+
+def test_whichever_of_three_hundred_writes_fails_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    n_failed = 0
+    for n in range(1, 301):
+        folder, safe = tmp_path / str(n), 0
+        with pytest.MonkeyPatch.context() as patch:
+            fail_at(n, patch)
+            try:
+                for safe in put_all(folder):  # noqa: B007 - how many were safe when it ended
+                    pass
+            except StorageError:
+                n_failed += 1
+        there = kept_in(folder)
+        assert there.items() <= WRITTEN.items()
+        assert there.keys() >= set(range(safe)), f"write {n}: one of {safe} units is lost"
+    assert n_failed == 300
+
+
+@pytest.mark.parametrize("n_flips", [300, pytest.param(5000, marks=pytest.mark.long)])
+def test_no_flipped_bit_in_the_results_gives_a_wrong_unit(tmp_path: Path, n_flips: int) -> None:
+    """A flip anywhere: units are right or not there, or the file is said to be damaged. In an answer: that one goes."""
+    assert max(put_all(tmp_path / "whole")) == N_UNITS
+    header, whole = ((tmp_path / "whole" / name).read_bytes() for name in ("header.json", "results.sqlite"))
+    answers = {number: pack(unit(number).logprobs)[1] for number in WRITTEN}
+    n_refused, rng = 0, rng_for(0, "flips")
+    for turn in range(n_flips):
+        number = int(rng.integers(N_UNITS)) if turn % 2 else None
+        at = int(rng.integers(len(whole))) if number is None else _inside(answers[number], whole, rng)
+        folder = tmp_path / f"flip {turn}"
+        folder.mkdir()
+        (folder / "header.json").write_bytes(header)
+        flipped = whole[:at] + bytes([whole[at] ^ 1 << int(rng.integers(8))]) + whole[at + 1 :]
+        (folder / "results.sqlite").write_bytes(flipped)
+        try:
+            there = kept_in(folder)
+        except RunError:
+            n_refused += 1
+            assert number is None, f"a flip at {at}, in an answer, damaged more than that answer"
+            continue
+        assert there.items() <= WRITTEN.items(), f"a flip at {at} gave another unit"
+        if number is not None:
+            assert there.keys() == WRITTEN.keys() - {number}
+    assert 0 < n_refused < n_flips / 4
+
+
+def _inside(blob: bytes, whole: bytes, rng: np.random.Generator) -> int:
+    """A place in these bytes, which the file holds once."""
+    assert whole.count(blob) == 1
+    return whole.index(blob) + int(rng.integers(len(blob)))
+
+
+# --- the whole run -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.long)])
@@ -228,28 +317,137 @@ def test_whichever_write_fails_the_run_is_unfinished_and_goes_on(tmp_path: Path,
     assert n_failed >= 80 // stride
 
 
-@pytest.mark.parametrize("n_units", range(25))
-def test_a_run_stopped_after_any_unit_ends_in_the_same_bytes(tmp_path: Path, undisturbed: str, n_units: int) -> None:
-    class Stopped(WordyBackend):
-        units = 0
+SOMEWHERE = """
+import sys
+from pathlib import Path
+from test_faults import digest, run_of
+from test_evaluation import WordyBackend
 
-        def logprobs(self, questions: Any, *, grad: bool = False) -> Any:
-            if self.units == n_units:
-                raise KeyboardInterrupt
-            self.units += 1
-            return super().logprobs(questions)
+folder, does = Path(sys.argv[1]), sys.argv[2]
 
-    Stopped.__name__ = "WordyBackend"
-    with pytest.raises(KeyboardInterrupt):
-        run_of(tmp_path / "run", Stopped())
-    assert digest(run_of(tmp_path / "run")) == undisturbed
+class Stopped(WordyBackend):
+    units = 0
+
+    def logprobs(self, questions, *, grad=False):
+        if self.units == self.stop:
+            raise KeyboardInterrupt
+        self.units += 1
+        return super().logprobs(questions)
+
+Stopped.__name__ = "WordyBackend"
+for n_units in range(25):
+    if does == "begin":
+        Stopped.stop = n_units
+        try:
+            run_of(folder / str(n_units), Stopped())
+        except KeyboardInterrupt:
+            continue
+        raise AssertionError("it was not stopped")
+    print(digest(run_of(folder / str(n_units))))
+"""
+
+
+def in_a_process(hash_seed: int, code: str, *words: str) -> list[str]:
+    """The lines that a fresh Python prints, in which sets and dictionaries of text have another order."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    settings = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": str(hash_seed)}
+    done = subprocess.run([sys.executable, "-c", code, *words], env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_runs_stopped_after_any_unit_end_in_the_same_bytes_in_another_process(tmp_path: Path, undisturbed: str) -> None:
+    in_a_process(1, SOMEWHERE, str(tmp_path), "begin")
+    assert in_a_process(2, SOMEWHERE, str(tmp_path), "go on") == [undisturbed] * 25
+
+
+def test_users_in_another_order_get_the_same_rankings(tmp_path: Path) -> None:
+    head, *lines = (ROOT / "eval" / "tiny" / "queries.csv").read_text(encoding="utf-8").splitlines()
+    shutil.copytree(ROOT / "eval" / "tiny", tmp_path / "tiny")
+    shutil.copy(ROOT / "eval" / "tiny.toml", tmp_path)
+    found = set()
+    for turn, order in enumerate((lines, lines[::-1], lines[3:] + lines[:3])):
+        (tmp_path / "tiny" / "queries.csv").write_text("\n".join([head, *order]), encoding="utf-8")
+        task = Options(rows=ROWS).applied(load_task(tmp_path / "tiny.toml"))
+        run = evaluate(task, out=tmp_path / f"run {turn}", backend=WordyBackend())
+        table = pq.read_table(run.folder / "rankings.parquet").to_pylist()
+        found.add(json.dumps(sorted(table, key=lambda line: (line["row"], line["user_id"], line["rank"]))))
+    assert len(found) == 1
 
 
 # --- the command -------------------------------------------------------------------------------------------------
 
 
+KILLS = """
+import io, os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import pandas  # what a run needs is loaded once, not in each process that is killed
+from fewrec_prompt import cli, evaluation, runs
+from fewrec_prompt.seeds import rng_for
+from test_evaluation import WordyBackend
+
+class Slow(WordyBackend):
+    def logprobs(self, questions, *, grad=False):
+        time.sleep(0.005)
+        return super().logprobs(questions)
+
+Slow.__name__ = "WordyBackend"
+evaluation.BACKENDS = SimpleNamespace(load=lambda name: lambda *_, **__: Slow())
+runs.COMMIT_UNITS = 3
+folder, n_kills = Path(sys.argv[1]), int(sys.argv[2])
+COMMAND = "fewrec eval tiny --prompt complete --prompt choose --calibrate pmi --out".split()
+
+def start(out):
+    pid = os.fork()
+    if pid == 0:
+        sys.argv, sys.stdout, sys.stderr = [*COMMAND, str(out)], io.StringIO(), io.StringIO()
+        try:
+            cli.main()
+        except SystemExit as end:
+            os._exit(end.code or 0)
+        except BaseException:
+            os._exit(70)
+        os._exit(0)
+    return pid
+
+def end(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+begin = time.monotonic()
+assert end(start(folder / "whole")) == 0
+seconds, n_unfinished = time.monotonic() - begin, 0
+for turn in range(n_kills):
+    out = folder / str(turn)
+    pid = start(out)
+    time.sleep(float(rng_for(0, "kills", turn).uniform(0, seconds)))
+    os.kill(pid, signal.SIGKILL)
+    code = end(pid)
+    assert code in (0, -signal.SIGKILL), code
+    if not (out / "run.json").exists():
+        n_unfinished += 1
+        assert end(start(out)) == 0
+print(n_unfinished)
+"""
+
+
+@pytest.mark.parametrize("n_kills", [20, pytest.param(200, marks=pytest.mark.long)])
+def test_kills_of_the_command_at_any_moment_lose_nothing(tmp_path: Path, n_kills: int) -> None:
+    """`fewrec eval`, with a model that answers in 5 ms, killed at a drawn moment; then the same command again.
+
+    A unit is counted where it is committed: more of them than in a run in one go would be a unit that was lost.
+    """
+    (n_unfinished,) = in_a_process(0, KILLS, str(tmp_path), str(n_kills))
+    assert int(n_unfinished) >= n_kills // 2
+    whole, units = digest(tmp_path / "whole"), record_in(tmp_path / "whole")["units"]
+    assert units == {"scored": 24, "cached": 0, "damaged": 0}
+    for turn in range(n_kills):
+        assert digest(tmp_path / str(turn)) == whole
+        assert record_in(tmp_path / str(turn))["units"] == units
+
+
 @pytest.mark.long
-def test_twenty_kills_of_the_command_lose_nothing(tmp_path: Path, model: Path) -> None:  # noqa: F811 - the fixture
+def test_twenty_kills_of_the_command_with_a_model_lose_nothing(tmp_path: Path, model: Path) -> None:  # noqa: F811 - the fixture
     """Each kill at another point of the run, told by its progress; then the same command again."""
     words = ("eval", "tiny", "--model", str(model), "--prompt", "complete", "--calibrate", "pmi", "--precision", "fp32")
     command = [sys.executable, "-m", "fewrec_prompt.cli", *words, "--out"]

@@ -24,12 +24,13 @@ FLOORS = (
         "slices",
         "data",
     ),  # 1 files, numbers
-    ("templates", "verbalizers", "lint", "calibration", "demos"),  # 2 language
+    ("templates", "sandbox", "filters", "verbalizers", "lint", "contract", "calibration", "demos"),  # 2 language
     ("backends", "catalogue"),  # 3 models
     ("recommender", "baselines", "tuning"),  # 4 recommenders
     (  # 5 studies
         *("tasks", "scoring", "records", "evaluation", "runs", "parity", "finished", "comparison", "report"),
         *("collection", "sharing", "published", "space", "searching", "probes", "watch"),
+        *("few_shot", "curve", "ensembles", "mixing", "inspection"),
     ),
     ("cli", "serve", "scale", "testing", ""),  # 6 doors; "" is the package's own __init__
 )

@@ -20,7 +20,7 @@ from _tiny import FILMS, TITLES, model, save_model, tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fewrec_prompt import runs, scoring, templates, verbalizers
-from fewrec_prompt.backends import causal, engine, identity
+from fewrec_prompt.backends import engine, identity
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.models import locate
 from fewrec_prompt.backends.precision import NumericMode
@@ -256,7 +256,7 @@ def other_engine(asked: Computation) -> Computation:
     shutil.copytree(Path(engine.__file__).parent, copied, dirs_exist_ok=True)
     with (copied / "head.py").open("a", encoding="utf-8") as file:
         file.write("# another line\n")
-    return replace(asked, patches={(causal, "CODE"): identity.source(copied)})
+    return replace(asked, patches={(identity, "CODE"): identity.source(copied)})
 
 
 def always(value: Any) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ from fewrec_prompt.errors import RunError
 from fewrec_prompt.evaluation import Options, Run, evaluate
 from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.report import figures, people, rows
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.tasks import RowSettings, load_task
 from fewrec_prompt.types import Question
 
 HOME = Path(__file__).parent.parent
@@ -193,6 +193,24 @@ def test_a_table_without_metrics_is_a_table(capsys: pytest.CaptureFixture[str]) 
 
 
 # --- what stands in it
+
+
+def test_gaps_of_exposure_are_drawn_by_group_where_they_were_measured(tmp_path: Path, whole: FinishedRun) -> None:
+    assert figures.exposures(whole) == []
+    task = Options(metrics=("nDCG@3", "exposure-gap@3")).applied(load_task("eval/tiny.toml"))
+    run = FinishedRun(evaluate(task, out=tmp_path / "run", backend=WordyBackend()).folder)
+    (drawn,) = figures.exposures(run)
+    assert drawn.title == "exposure-gap@3 by group of items"
+    for name in rows.leaders(run):
+        gaps = {
+            key: one for key, one in run.rows[name]["metrics"].items() if key.startswith("exposure-gap@3.popularity ")
+        }
+        assert len(gaps) == 2  # so few films are taken 0 to 2 times
+        assert sum(one["value"] for one in gaps.values()) == pytest.approx(0, abs=1e-9)  # what one gains another loses
+        for key, one in gaps.items():
+            assert key.partition(".")[2] in drawn.picture
+            assert f"({100 * one['low']:.1f}–{100 * one['high']:.1f})" in drawn.picture
+    assert drawn.title in (run.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_of_a_run_is_the_report_over_that_run(whole: FinishedRun) -> None:

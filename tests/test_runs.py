@@ -188,6 +188,20 @@ def test_a_damaged_answer_is_asked_again(tmp_path: Path, uninterrupted: bytes) -
     assert rankings_in(folder) == uninterrupted
 
 
+def test_the_row_of_another_user_is_no_answer(tmp_path: Path) -> None:
+    with run_store(tmp_path / "run", HEADER) as store:
+        store.put("q", "u2", unit(-1.0))
+        store._database.execute("UPDATE units SET user_id='u3'")  # one bit
+        assert store.get("q", "u3") is None
+
+
+def test_text_that_is_damaged_is_asked_again(tmp_path: Path) -> None:
+    with run_store(tmp_path / "run", HEADER) as store:
+        store.put("q", "u2", unit(-1.0))
+        store._database.execute("UPDATE units SET shapes=CAST(x'ff5b31' AS TEXT)")
+        assert store.get("q", "u2") is None
+
+
 def test_a_file_that_is_no_database_any_more_is_refused(tmp_path: Path) -> None:
     finished(tmp_path / "run")
     (tmp_path / "run" / "run.json").unlink()
@@ -247,7 +261,7 @@ def test_what_was_put_comes_back_to_the_last_bit(tmp_path: Path) -> None:
 def test_every_commit_reaches_the_disk(tmp_path: Path) -> None:
     with run_store(tmp_path / "run", HEADER) as store:
         assert store._database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-        assert store._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert store._database.execute("PRAGMA journal_mode").fetchone() == (b"wal",)
 
 
 def test_a_folder_in_which_nothing_was_finished_is_left_as_it_was(tmp_path: Path) -> None:

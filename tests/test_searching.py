@@ -18,7 +18,7 @@ from test_evaluation import WordyBackend, rankings_in, record_in
 from test_tasks import QUERIES, queries_in, task_in
 
 from fewrec_prompt import searching, tasks
-from fewrec_prompt.errors import FewrecError, RunError, TaskError
+from fewrec_prompt.errors import FewrecError, RunError, TaskError, VerbalizerError
 from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.searching import Search, search
 from fewrec_prompt.space import Space
@@ -95,6 +95,45 @@ def test_the_test_table_has_chance_popularity_the_rows_of_the_task_and_the_winne
     run = evaluate("eval/tiny.toml", Options(rows=rows), out=tmp_path / "run", backend=WordyBackend())
     assert rankings_in(run.folder) == rankings_in(whole.folder / "test")
     assert record_in(whole.folder / "selection")["split"] == "selection"
+
+
+class Elsewhere(WordyBackend):
+    """A model that answers some questions with none of their labels."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
+
+    def logprobs(self, questions: Any, *, grad: bool = False) -> Any:
+        told = super().logprobs(questions)
+        lost = [self.words in str(question.prompt) for question in questions]
+        return [tuple(row - 50 for row in rows) if one else rows for rows, one in zip(told, lost, strict=True)]
+
+
+def test_a_candidate_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> None:
+    said: list[str] = []
+    found = found_in(tmp_path / "a", backend=Elsewhere("Which of these"), say=said.append)
+    failed, tried = found.record["failed"], {one["name"] for one in found.record["candidates"]}
+    assert failed
+    assert tried
+    assert not failed.keys() & tried
+    assert all("gives all labels together a probability of" in why for why in failed.values())
+    assert len([line for line in said if line.startswith("failed, and left out: ")]) == 1
+    lost = [one for one in found.record["trials"] if one["name"] in failed]
+    assert lost
+    assert all(one["value"] is None for one in lost)
+    assert found.record["winner"]["name"] in tried
+
+
+def test_if_every_candidate_fails_so_does_the_search(tmp_path: Path) -> None:
+    with pytest.raises(VerbalizerError, match=r"every candidate failed; the first: .*choose"):
+        found_in(tmp_path / "a", Space(prompts=("choose",)), Elsewhere("Which of these"))
+
+
+def test_if_the_first_row_of_the_task_fails_so_does_the_search(tmp_path: Path) -> None:
+    task = Options(rows=(RowSettings(prompt="choose"),)).applied(load_task("eval/tiny.toml"))
+    with pytest.raises(VerbalizerError, match="the task's first row, which candidates are set against, fails"):
+        search(task, Space(prompts=("judge",)), out=tmp_path / "a", backend=Elsewhere("Which of these"))
 
 
 def test_every_question_is_asked_once(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fewrec_prompt.errors import RunError, StorageError
 from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.sharing import export
-from fewrec_prompt.tasks import RowSettings, load_task
+from fewrec_prompt.tasks import METRICS, RowSettings, load_task
 
 TITLES = [f"The Confidential Picture {number}" for number in range(40)]
 ITEMS = [f"item-number-{number}" for number in range(40)]
@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         'description = "a private note"\n[data]\nitems = "items.csv"\nqueries = "queries.jsonl"\n'
     )
     asked = (RowSettings(prompt=str(home / "mine.jinja")), RowSettings(prompt="judge"))
-    task = Options(rows=asked).applied(load_task(str(home / "own.toml")))
+    task = Options(rows=asked, metrics=(*METRICS, "exposure-gap@2")).applied(load_task(str(home / "own.toml")))
     return evaluate(task, out=home / "runs" / "one", backend=WordyBackend()).folder
 
 
@@ -136,7 +136,9 @@ def test_a_shared_export_is_still_a_run_with_the_same_numbers(run: Path, tmp_pat
     own, shared = FinishedRun(run), FinishedRun(tmp_path / "out")
     assert list(shared.rows) == ["random", "popularity", "mine.jinja", "judge"]
     for name, row in zip(shared.rows, own.rows, strict=True):
-        assert shared.rows[name]["metrics"] == own.rows[row]["metrics"]
+        may_leave = {key: one for key, one in own.rows[row]["metrics"].items() if "hush-hush" not in key}
+        assert shared.rows[name]["metrics"] == may_leave
+        assert len(own.rows[row]["metrics"]) == len(may_leave) + 3  # the gaps of three genres
         assert sorted(shared.values(name, "MRR")) == sorted(own.values(row, "MRR"))
     placed, other = shared.placed("judge"), own.placed("judge")
     assert np.allclose(np.sort(placed.score), np.sort(other.score))

@@ -7,7 +7,7 @@ import pytest
 
 from fewrec_prompt.data.dataset import Dataset
 from fewrec_prompt.data.splits import leave_one_out
-from fewrec_prompt.slices import attributes, slices, thirds
+from fewrec_prompt.slices import attributes, item_groups, slices, thirds
 
 RNG = np.random.default_rng(6)
 WORDS = ["F"] * 60 + ["M"] * 140
@@ -61,3 +61,14 @@ def test_attributes_are_those_of_people_targets_and_histories(films: Dataset) ->
     assert known["user.gender"][0] == dict(films.users[first])["gender"]
     rare = [found.popularity[next(iter(found.qrels[query.user_id]))] < 5 for query in found.queries]
     assert [word == "cold" for word in known["target"]] == rare
+
+
+def test_groups_of_items_are_thirds_of_popularity_and_fields_of_few_words(films: Dataset) -> None:
+    queries = leave_one_out(films, n_users=100)
+    groups = item_groups(queries)
+    offered = {item.id for query in queries.queries for item in query.candidates}
+    thirds_of = [groups[f"popularity {third}"] for third in ("low", "middle", "high")]
+    assert sum(map(len, thirds_of)) == len(offered)
+    assert frozenset().union(*thirds_of) == offered
+    rarest, most = ([queries.popularity.get(one, 0) for one in thirds_of[at]] for at in (0, 2))
+    assert max(rarest) < min(most)

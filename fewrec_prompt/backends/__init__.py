@@ -10,7 +10,17 @@ from fewrec_prompt.catalogue import Found, Rule
 from fewrec_prompt.registry import Registry
 from fewrec_prompt.types import Question, TokenLogprobs
 
-BACKENDS = Registry("backend", {"causal": "fewrec_prompt.backends.causal:load"}, group="fewrec_prompt.backends")
+BACKENDS = Registry(
+    "backend",
+    {
+        "causal": "fewrec_prompt.backends.causal:load",
+        "masked": "fewrec_prompt.backends.masked:load",
+        "masked-l2r": "fewrec_prompt.backends.masked:load_l2r",
+        "seq2seq": "fewrec_prompt.backends.seq2seq:load",
+        "remote": "fewrec_prompt.backends.remote.connect:load",
+    },
+    group="fewrec_prompt.backends",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,10 @@ class Backend(Protocol):
 
     def n_tokens(self, question: Question) -> int:
         """Tokens of the longest sequence this question makes: prompt and continuation."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text that is part of no question yet."""
         ...
 
     def n_computed(self, questions: Sequence[Question]) -> int:

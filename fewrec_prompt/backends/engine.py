@@ -14,7 +14,7 @@ with trees of several users.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from fewrec_prompt.backends import attention
 from fewrec_prompt.backends.body import Body
 from fewrec_prompt.backends.expanded import expanded_logprobs
 from fewrec_prompt.backends.head import token_logprobs
+from fewrec_prompt.backends.memory import out_of_memory
 from fewrec_prompt.backends.packing import Rectangle, lay_out
 from fewrec_prompt.backends.plan import TokenSequence, Tree, plan, split
 from fewrec_prompt.backends.prefix import Kept, KeyValues, SoftTokens
@@ -31,7 +32,9 @@ from fewrec_prompt.errors import BudgetError, ModelError
 
 BUDGET = {"cpu": 2048, "cuda": 16384}  # tokens of a pass in a throughput unit, padding counted
 Rows = dict[int, torch.Tensor]
-"""Log-probabilities (n_tokens,) of sequences by their place."""
+"""Log-probabilities (n_tokens,) of sequences by their place, or what else is read of them."""
+Read = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""From a model, its hidden states (n_nodes, width), nodes and targets (n_reads,) to a row for each read."""
 
 
 class Engine:
@@ -52,7 +55,7 @@ class Engine:
         self.layout, self.unit = layout, unit
         self.token_budget = token_budget or BUDGET.get(model.device.type, BUDGET["cpu"])
         self._body = Body(model, soft)
-        self._kept = Kept(self._keys_and_values)
+        self._kept = Kept(self.keys_and_values)
 
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
         """Log-probability (fp32, nats) of each scored token of each sequence; gradients flow where they are on.
@@ -66,10 +69,24 @@ class Engine:
         rows = self._packed(sequences, trees) if self.layout == "packed" else self._expanded(sequences, trees)
         return [rows[index] for index in range(len(sequences))]
 
+    def hidden(self, prompts: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+        """Last hidden state (width,) of each prompt's last token; gradients flow where they are on."""
+        ends = self.prefixed([TokenSequence((*ids, 0), len(ids)) for ids in prompts])  # the 0 is never computed
+        if self.layout != "packed":
+            return [self._end(sequence.ids[:-1]) for sequence in ends]
+        trees = list(plan(ends, keep=not torch.is_grad_enabled()).trees)
+        rows = self._packed(ends, trees, _states)
+        return [rows[index][0] for index in range(len(ends))]
+
     @property
     def soft(self) -> SoftTokens | KeyValues | None:
         """The learned prefix."""
         return self._body.soft
+
+    @soft.setter
+    def soft(self, soft: SoftTokens | KeyValues | None) -> None:
+        self._body.soft = soft
+        self.forget()
 
     @property
     def n_learned(self) -> int:
@@ -96,7 +113,7 @@ class Engine:
         """Drop what is kept between questions. To be called after a change of weights or of the learned prefix."""
         self._kept.forget()
 
-    def _packed(self, sequences: Sequence[TokenSequence], trees: list[Tree]) -> Rows:
+    def _packed(self, sequences: Sequence[TokenSequence], trees: list[Tree], read: Read = token_logprobs) -> Rows:
         rows: Rows = {}
         if self.unit == "throughput":
             trees = sorted(trees, key=lambda tree: (tree.kept, tree.n_stem, tree.n_computed))
@@ -104,9 +121,9 @@ class Engine:
             taken = self._first(trees)
             trees = trees[len(taken) :]
             try:
-                rows |= self._pass(taken)
+                rows |= self._pass(taken, read)
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 trees = self._smaller(sequences, taken, error) + trees
         return rows
@@ -139,7 +156,7 @@ class Engine:
         self.token_budget = max(1, min(self.token_budget, area) // 2)
         return taken if len(taken) > 1 else split(sequences, list(taken[0].reads), self.token_budget)
 
-    def _pass(self, trees: Sequence[Tree]) -> Rows:
+    def _pass(self, trees: Sequence[Tree], read: Read) -> Rows:
         learned = self._body.learned
         packed = lay_out(trees, learned.n_tokens if learned else 0)
         before = self._kept(packed.kept) if packed.kept else learned
@@ -150,7 +167,7 @@ class Engine:
             cache=before.cache(len(trees)) if before else None,
         )
         nodes, targets = self._body.tensor(packed.nodes), self._body.tensor(packed.targets)
-        scored = token_logprobs(self._body.model, hidden.flatten(0, 1), nodes, targets)
+        scored = read(self._body.model, hidden.flatten(0, 1), nodes, targets)
         indices, lengths = zip(*packed.reads, strict=True)
         return dict(zip(indices, torch.split(scored, list(lengths)), strict=True))
 
@@ -165,7 +182,8 @@ class Engine:
         mask = torch.full(visible.shape, torch.finfo(model.dtype).min, dtype=model.dtype, device=visible.device)
         return mask.masked_fill_(visible, 0.0)[:, None]
 
-    def _keys_and_values(self, ids: tuple[int, ...]) -> KeyValues:
+    def keys_and_values(self, ids: tuple[int, ...]) -> KeyValues:
+        """What the model makes of these tokens: keys and values as every layer keeps them."""
         cache = self._body.new_cache()
         self._body.hidden(np.array([ids]), cache=cache)
         return KeyValues.of(cache)
@@ -188,13 +206,17 @@ class Engine:
         predicted = self._body.logits(ids)[0, sequence.scored_from - 1 : -1].log_softmax(-1)
         return predicted.gather(-1, self._body.tensor(ids)[0, sequence.scored_from :, None])[:, 0]
 
+    def _end(self, ids: tuple[int, ...]) -> torch.Tensor:
+        learned = self._body.learned
+        return self._body.hidden(np.array([ids]), cache=learned.cache(1) if learned else None)[0, -1]
+
+
+def _states(_model: Any, hidden: torch.Tensor, nodes: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
+    """The hidden states (n_reads, width) that are asked for."""
+    return hidden[nodes]
+
 
 def _area(trees: Sequence[Tree]) -> int:
     """Tokens of the rectangle that these trees make, padding counted."""
     stem = max(tree.n_stem - tree.n_kept for tree in trees)
     return len(trees) * (stem + max(len(tree.tokens) - tree.n_stem for tree in trees))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Did the memory run out? On a CPU torch says so with a RuntimeError like any other."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

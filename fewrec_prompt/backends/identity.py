@@ -11,6 +11,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -21,6 +22,7 @@ import torch
 import transformers
 
 from fewrec_prompt.backends import Identity
+from fewrec_prompt.backends.models import ModelFiles
 from fewrec_prompt.backends.plan import TokenSequence, place
 from fewrec_prompt.backends.precision import NumericMode
 
@@ -51,9 +53,43 @@ def identify(sequences: Sequence[TokenSequence], facts: Mapping[str, Any]) -> Id
     return Identity(sha256(text.encode()).hexdigest(), tuple(order))
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A model and how it computes. `adapter` and `prefix` are digests of what was learned, inside and before it."""
+
+    model: Any
+    files: ModelFiles | None
+    mode: NumericMode
+    token_budget: int
+    adapter: str | None = None
+    prefix: str | None = None
+    bare: bool = False  # it has adapters inside, and all of them are off
+
+    def name(self, sequences: Sequence[TokenSequence]) -> Identity | None:
+        """The name of the answers to these sequences, asked together; None where nothing says what the model is.
+
+        That is a model made in memory, one with adapters of unknown content, or one in training.
+        """
+        unknown = is_tuned(self.model) and self.adapter is None and not self.bare
+        if self.files is None or unknown or self.model.training:
+            return None
+        return identify(sequences, self._facts(self.files))
+
+    def _facts(self, files: ModelFiles) -> dict[str, Any]:
+        return {
+            "model": files.sha256,
+            "adapter": self.adapter,
+            "prefix": self.prefix,
+            "computation": computation(self.mode, self.token_budget),
+            "machine": machine(self.model),
+            "libraries": libraries(self.mode.precision),
+            "code": CODE,
+        }
+
+
 def computation(mode: NumericMode, token_budget: int) -> dict[str, Any]:
     """How the tokens of a unit go through the model. The budget counts only where it decides what shares a pass."""
-    lays_out = mode.unit == "throughput" or mode.layout == "expanded"
+    lays_out = mode.unit == "throughput" or mode.layout not in ("packed", "plain")
     return {
         "precision": mode.precision,
         "attention": mode.attention,

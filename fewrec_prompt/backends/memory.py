@@ -39,3 +39,10 @@ def keep_few_kernels() -> None:
     """
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # torch's cache of them, and oneDNN's own
         os.environ.setdefault(name, str(KERNELS))
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Did the memory run out? On a CPU torch says so with a RuntimeError like any other."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -11,6 +11,7 @@ import re
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -22,7 +23,8 @@ from fewrec_prompt.errors import ModelError, did_you_mean
 
 HUB_SECONDS = 3.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+_WORDS = ("*.json", "*.jinja", "*.model", "*.txt")
+_WANTED = (*_WORDS, "*.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,22 @@ def locate(name: str, say: Say = quiet) -> ModelFiles:
     return ModelFiles(name, folder, _digest(folder))
 
 
-def _folder(name: str, say: Say) -> Path:
+def locate_tokenizer(name: str, say: Say = quiet) -> Path:
+    """Folder of a model's tokenizer; its weights need not be there. Raises ModelError as `locate` does."""
+    folder = _folder(name, say, _WORDS)
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{name}: tokenizer.json is missing in {folder}")
+    return folder
+
+
+def configuration(name: str, say: Say = quiet) -> dict[str, Any]:
+    """What config.json of a model says. Raises ModelError as `locate` does."""
+    folder = _folder(name, say)
+    _check(folder, name)
+    return _read_json(folder / "config.json")
+
+
+def _folder(name: str, say: Say, wanted: Sequence[str] = _WANTED) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name in assets.asset_names():
@@ -56,10 +73,10 @@ def _folder(name: str, say: Say) -> Path:
             f"no model {name!r}: not a folder here, not embedded ({did_you_mean(name, assets.asset_names())}), "
             "and not a hub id of the form owner/name"
         )
-    return _from_hub(name, say)
+    return _from_hub(name, say, wanted)
 
 
-def _from_hub(name: str, say: Say) -> Path:
+def _from_hub(name: str, say: Say, wanted: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -74,9 +91,15 @@ def _from_hub(name: str, say: Say) -> Path:
             "Give a local folder with config.json, tokenizer.json and *.safetensors, or the embedded smollm2-135m"
         )
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED))
+        return Path(snapshot_download(name, allow_patterns=list(wanted)))
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"model {name!r} could not be fetched from the hub: {str(error).splitlines()[0]}") from error
+
+
+def check_hub(what: str) -> None:
+    """Raises ModelError, beginning with `what`, unless the hub answers."""
+    if problem := _hub_problem():
+        raise ModelError(f"{what}: {problem}")
 
 
 def _hub_problem() -> str | None:
@@ -141,3 +164,25 @@ def _digest(folder: Path) -> str:
             with path.open("rb") as file:
                 whole.update(path.name.encode() + b"\0" + file_digest(file, "sha256").digest())
     return whole.hexdigest()
+
+
+def digests(files: ModelFiles) -> dict[str, str]:
+    """sha256 of each part of a model: weights, configuration, tokenizer, chat template ("" where there is none)."""
+    folder = files.folder
+    whole = sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        whole.update(path.name.encode() + b"\0" + _sha256(path).encode())
+    template = folder / "chat_template.jinja"
+    in_config = str(_read_json(folder / "tokenizer_config.json").get("chat_template") or "")
+    text = template.read_text(encoding="utf-8") if template.is_file() else in_config
+    return {
+        "weights": whole.hexdigest(),
+        "config": _sha256(folder / "config.json"),
+        "tokenizer": _sha256(folder / "tokenizer.json"),
+        "chat_template": sha256(text.encode()).hexdigest() if text else "",
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError as ChatTemplateError
@@ -28,17 +29,25 @@ _MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
 
 
 class QuestionTokenizer:
-    """Encodes questions for one model. `tokenizer` is the model's own transformers tokenizer (a fast one)."""
+    """Encodes questions for one model. `tokenizer` is the model's own transformers tokenizer (a fast one).
 
-    def __init__(self, tokenizer: Any) -> None:
+    A plain text begins with `start`, by default what the tokenizer itself puts there; `end` is what it puts behind.
+    """
+
+    def __init__(self, tokenizer: Any, start: tuple[int, ...] | None = None) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ModelError(f"{type(tokenizer).__name__} is a slow tokenizer; the model needs a tokenizer.json")
         self._tokenizer = tokenizer
         self._control, self._text = _split_off_control_tokens(backend)
-        self._start = _leading_ids(tokenizer)
+        before, self.end = _surrounding_ids(tokenizer)
+        self.start = before if start is None else start
         self.encode = lru_cache(maxsize=REMEMBERED)(self._encode)
         self._after = lru_cache(maxsize=REMEMBERED_CATALOGUES)(self._encode_after)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self._tokenizer.save_pretrained(folder)
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of plain text; never a control token, whatever the text says."""
@@ -52,6 +61,12 @@ class QuestionTokenizer:
         """The text of these ids, control tokens shown."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
+    def word_numbers(self, question: Question) -> list[tuple[int | None, ...]]:
+        """Which word of its text each token belongs to, for each continuation's sequence; None before the text."""
+        head, text = self._head(question.prompt)
+        wholes = [self._text.encode(text + answer, add_special_tokens=False) for answer in question.continuations]
+        return [(None,) * len(head) + tuple(whole.word_ids) for whole in wholes]
+
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids of everything before the answer."""
         head, text = self._head(prompt)
@@ -60,7 +75,7 @@ class QuestionTokenizer:
     def _head(self, prompt: Prompt) -> tuple[tuple[int, ...], str]:
         """Ids that stay as they are, and the text after them that an answer may merge with."""
         if prompt.messages[0].role == "plain":
-            return self._start, prompt.messages[0].text + prompt.answer_prefix
+            return self.start, prompt.messages[0].text + prompt.answer_prefix
         if not self._tokenizer.chat_template:
             raise ModelError(
                 f"{prompt.template.origin} is a chat template, and this model has no chat format; "
@@ -204,9 +219,9 @@ def _rename(model: dict[str, Any], names: dict[str, str]) -> None:
         model["merges"] = [[a, b] for a, b in model["merges"] if not names.keys() & {a, b, a + b}]
 
 
-def _leading_ids(tokenizer: Any) -> tuple[int, ...]:
-    """What the tokenizer itself puts before a text: a beginning-of-sequence token, or nothing."""
+def _surrounding_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the tokenizer itself puts before a text and behind it: tokens for its beginning and end, or nothing."""
     alone = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     n = next((n for n in range(len(whole)) if whole[n : n + len(alone)] == alone), 0)
-    return tuple(whole[:n])
+    return tuple(whole[:n]), tuple(whole[n + len(alone) :])

@@ -45,6 +45,10 @@ class ToyBackend:
         longest = max(len(continuation.split()) for continuation in question.continuations)
         return len(str(question.prompt).split()) + longest
 
+    def count_tokens(self, text: str) -> int:
+        """Words of the text."""
+        return len(text.split())
+
     def n_computed(self, questions: Sequence[Question]) -> int:
         """Words of all prompts and continuations."""
         return sum(self.n_tokens(question) for question in questions)

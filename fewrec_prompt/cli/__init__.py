@@ -14,11 +14,13 @@ from types import FrameType
 import typer
 
 from fewrec_prompt.cli import (
+    adapters,
     assets,
     bench,
     cache,
     candidates,
     comparison,
+    curve,
     data,
     evaluation,
     probe,
@@ -27,6 +29,7 @@ from fewrec_prompt.cli import (
     report,
     runs,
     searching,
+    tuning,
 )
 from fewrec_prompt.errors import FewrecError
 from fewrec_prompt.redaction import without_secrets
@@ -39,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(evaluation, searching, comparison, probe, report, runs, ranking),
+    *(evaluation, searching, tuning, curve, adapters, comparison, probe, report, runs, ranking),
     *(prompts, data, candidates, assets, cache, bench),
 )
 for command in COMMANDS:

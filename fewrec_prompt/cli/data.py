@@ -96,7 +96,7 @@ def _counter(model: str) -> Callable[[str], int] | None:
 
     if not (Path(model).is_dir() or (model in assets.asset_names() and assets.is_present(model))):
         return None
-    from fewrec_prompt.backends.causal import load_tokens
+    from fewrec_prompt.backends.choice import load_tokens
 
     tokenizer = load_tokens(model)
     return lambda text: len(tokenizer.text_ids(text))

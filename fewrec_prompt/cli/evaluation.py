@@ -25,7 +25,7 @@ from fewrec_prompt.errors import FewrecError, did_you_mean
 
 if TYPE_CHECKING:
     from fewrec_prompt.evaluation import Options, Run
-    from fewrec_prompt.tasks import RowSettings, Task
+    from fewrec_prompt.tasks import EnsembleSettings, RowSettings, Task
     from fewrec_prompt.verbalizers import Length, Orders
     from fewrec_prompt.watch import Watch
 
@@ -45,6 +45,9 @@ def evaluate(
     orders: Annotated[
         str | None, typer.Option(help="Orders of the candidates to average over: how many, or balanced.")
     ] = None,
+    ensemble: Annotated[
+        list[str] | None, typer.Option(metavar="A,B", help="Templates that rank together; repeat for more rows.")
+    ] = None,
     users: Annotated[int | None, typer.Option(min=1, help="How many test users; of a file, the first ones.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws users, candidates and their order.")] = None,
     split: Annotated[
@@ -57,12 +60,22 @@ def evaluate(
     baseline: Annotated[
         list[str] | None, typer.Option(help="random, popularity, item-knn, …; repeat for more rows.")
     ] = None,
+    control: Annotated[
+        Literal["no-history", "masked-titles"] | None,
+        typer.Option(help="Prompts alone, without history or with numbers for titles: what a model knows anyway."),
+    ] = None,
     model: Model = None,
     precision: Precision = "auto",
     device: Device = None,
     int8_threshold: Int8Threshold = None,
     unit: Unit = "auto",
     token_budget: TokenBudget = None,
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="Folder of learnt weights (fewrec tune); repeat for more rows.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Use an adapter though something that it was learnt with is another now.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run there is resumed.")] = None,
     cache: Cache = True,
     watch: Annotated[
@@ -83,11 +96,15 @@ def evaluate(
         split=split,
         candidates=candidates,
         numerics=Numerics(precision, device, int8_threshold, unit, token_budget),
+        adapters=tuple(adapter or ()),
+        force=force,
+        control=control,
     )
 
     def options(found: Task) -> Options:
         rows = row_settings(found, prompt or [], verbalizer or [], calibrate or [], alpha or [], length, orders)
-        return replace(rest, rows=rows)
+        together = ensemble_settings(ensemble or [], calibrate or [], alpha or [], length)
+        return replace(rest, rows=rows, ensembles=together)
 
     if watch:
         _watch(task, options, out, cache=cache)
@@ -192,6 +209,22 @@ def row_settings(
         RowSettings(prompt=prompt, verbalizer=verbalizer, calibrate=name, alpha=alpha, length=length, orders=shown)  # type: ignore[arg-type]  # checked
         for (prompt, verbalizer), (name, alpha) in product(pairs, readings)
     )
+
+
+def ensemble_settings(
+    ensembles: list[str], calibrations: list[str], alphas: list[float], length: Length | None
+) -> tuple[EnsembleSettings, ...] | None:
+    """The ensembles that the flags describe: every one under every calibration. None: the task's own."""
+    from fewrec_prompt.tasks import EnsembleSettings, RowSettings
+
+    found = []
+    for named, (name, alpha) in product(ensembles, _readings(calibrations, alphas) if ensembles else []):
+        prompts = [prompt.strip() for prompt in named.split(",")]
+        if len(prompts) < 2 or not all(prompts):
+            raise FewrecError(f"--ensemble {named}: name two templates or more, with a comma between")
+        members = [RowSettings(prompt=prompt, calibrate=name, alpha=alpha, length=length) for prompt in prompts]  # type: ignore[arg-type]  # checked
+        found.append(EnsembleSettings(members=tuple(members)))
+    return tuple(found) or None
 
 
 def _paired(prompts: list[str], verbalizers: list[str]) -> list[tuple[str, str | None]]:

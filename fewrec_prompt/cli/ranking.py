@@ -14,7 +14,7 @@ from fewrec_prompt.errors import DataError
 if TYPE_CHECKING:
     from fewrec_prompt.types import Item, Query
 
-LISTS = ("--history", "--candidates")
+LISTS = {"rank": ("--history", "--candidates"), "curve": ("--methods", "--shots")}
 
 
 def register(app: typer.Typer) -> None:
@@ -118,15 +118,16 @@ def spread_lists(arguments: list[str]) -> list[str]:
 
     A list ends at the next word that begins with `--`.
     """
-    if not arguments or arguments[0] != "rank":
+    lists = LISTS.get(arguments[0], ()) if arguments else ()
+    if not lists:
         return arguments
     spread: list[str] = []
     current: str | None = None
     for word in arguments:
         flag = word.partition("=")[0]
         if word.startswith("--"):
-            current = flag if flag in LISTS else None
-            if word not in LISTS:
+            current = flag if flag in lists else None
+            if word not in lists:
                 spread.append(word)
         else:
             spread.append(f"{current}={word}" if current else word)

@@ -110,11 +110,17 @@ def gc(
     named: Annotated[list[Path] | None, typer.Argument(metavar="RUN", help="Runs to delete, finished or not.")] = None,
     folder: Annotated[Path, typer.Option("--in", help="Where runs lie.")] = Path("runs"),
     yes: Annotated[bool, typer.Option("--yes", help="Delete; otherwise it is only said what would go.")] = False,
+    answers: Annotated[
+        int | None, typer.Option("--answers", min=0, metavar="MB", help="Shrink the answers kept for other runs, too.")
+    ] = None,
 ) -> None:
     """Delete unfinished runs and those that are named. Says first what would go; nothing goes without --yes.
 
-    A finished run goes only if it is named, also where another is the same; a run that is being written never goes.
+    A finished run goes only if it is named, also where another is the same; a run that is being written never goes. Of
+    the kept answers those go that were not used for longest, until so many MB are left.
     """
+    if answers is not None:
+        _shrink_answers(answers * 1_000_000, yes=yes)
     from fewrec_prompt import collection
     from fewrec_prompt.cli.console import print_lines
     from fewrec_prompt.display import size
@@ -136,3 +142,18 @@ def gc(
         failed += [problem] if problem else []
     if failed:
         raise RunError("; ".join(failed))
+
+
+def _shrink_answers(max_bytes: int, *, yes: bool) -> None:
+    from fewrec_prompt.cli.console import say
+    from fewrec_prompt.display import size
+    from fewrec_prompt.score_cache import score_cache
+
+    with score_cache(say) as cache:
+        _, n_bytes = cache.size()
+        if n_bytes <= max_bytes:
+            typer.echo(f"answers kept for other runs: {size(n_bytes)}, stay")
+        elif yes:
+            typer.echo(f"answers kept for other runs: {size(cache.gc(max_bytes))} of {size(n_bytes)} deleted")
+        else:
+            typer.echo(f"answers kept for other runs: {size(n_bytes - max_bytes)} of {size(n_bytes)} go with --yes")

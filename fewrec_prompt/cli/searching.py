@@ -125,6 +125,8 @@ def _print(found: Search) -> None:
         f"{record['n_candidates']} candidates tried ({record['how']})\n"
     )
     _print_best(record, metric)
+    for name, why in record["failed"].items():
+        typer.echo(f"failed: {name}: {why}")
     typer.echo(f"\non {test['n_users']} test users, scored once for this search\n")
     print_table(found.test.record)
     _print_differences(record, metric)

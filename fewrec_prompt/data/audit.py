@@ -21,8 +21,8 @@ from fewrec_prompt.types import Query
 METRICS = ("nDCG@10", "HR@1", "MRR")
 POOLED = "pooled-AUC"  # where one candidate is judged at a time, there is nothing to rank for a user
 CONTAMINATION = (
-    "A model may have read these titles, and lists of them, before: compare each row with the same row without history "
-    "and with titles masked; what is left without either is not known from the history."
+    "A model may have read these titles, and lists of them, before: run the task with --control no-history and with "
+    "--control masked-titles, and compare; what is left without either is not known from the history."
 )
 Scores = npt.NDArray[np.float64]
 Shortcut = Callable[[Query], Scores]

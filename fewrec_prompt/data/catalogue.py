@@ -11,10 +11,9 @@ from typing import Any, Literal
 from fewrec_prompt.data.columns import Column, Table
 from fewrec_prompt.data.tables import read_table
 from fewrec_prompt.errors import DataError
-from fewrec_prompt.types import Item
+from fewrec_prompt.types import Fields, Item
 
 OnProblem = Literal["error", "count"]
-Fields = tuple[tuple[str, str | int | float], ...]
 
 
 @dataclass(frozen=True, slots=True)

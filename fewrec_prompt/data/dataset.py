@@ -10,10 +10,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fewrec_prompt.data.catalogue import Catalogue, Fields, OnProblem
+from fewrec_prompt.data.catalogue import Catalogue, OnProblem
 from fewrec_prompt.data.columns import Coded, Table
 from fewrec_prompt.errors import DataError, did_you_mean
-from fewrec_prompt.types import Interaction, Item
+from fewrec_prompt.types import Fields, Interaction, Item
 
 Codes = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]

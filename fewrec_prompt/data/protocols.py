@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from fewrec_prompt.data.tables import read_table
 from fewrec_prompt.data.titles import film_title, year_in
 from fewrec_prompt.data.training import part_at
 from fewrec_prompt.errors import DataError
-from fewrec_prompt.types import Interaction, Item, Query
+from fewrec_prompt.types import Interaction, Query
 
 FormName = Literal["labelled", "retrieved"]
 USER, TARGET = Column("user_id", "id"), Column("target", "id")
@@ -56,7 +56,7 @@ def read_protocol(path: Path, form: FormName, dataset: Dataset, n_users: int | N
     asked = cases[:n_users]
     problems = Counter(no_problems(dataset.empty_titles))
     queries = tuple(
-        _query(case, name, dataset.items, problems, path) for case, name in zip(asked, _names(asked), strict=True)
+        _query(case, name, dataset, problems, path) for case, name in zip(asked, _names(asked), strict=True)
     )
     qrels = {
         query.user_id: frozenset({case.target} if case.is_answer else ())
@@ -115,7 +115,8 @@ def _bare(title: str) -> str:
     return shown.rpartition(" (")[0] if year_in(shown) else shown
 
 
-def _query(case: _Case, name: str, items: Mapping[str, Item], problems: Counter[str], path: Path) -> Query:
+def _query(case: _Case, name: str, dataset: Dataset, problems: Counter[str], path: Path) -> Query:
+    items = dataset.items
     wanted = [item_id for item_id, _ in case.history]
     problems["unknown_ids"] += any(item_id not in items for item_id in (*wanted, *case.candidates))
     problems["history_repeats"] += len(set(wanted)) < len(wanted) or bool({*wanted} & {*case.candidates, case.target})
@@ -124,7 +125,7 @@ def _query(case: _Case, name: str, items: Mapping[str, Item], problems: Counter[
     candidates = tuple(items[item_id] for item_id in dict.fromkeys(case.candidates) if item_id in items)
     if not history or not candidates:
         raise DataError(f"{path}, user {case.user_id!r}: no item of its history or candidates is in the catalogue")
-    return Query(name, history, candidates)
+    return Query(name, history, candidates, dataset.users.get(case.user_id, ()))
 
 
 def _names(cases: Iterable[_Case]) -> list[str]:

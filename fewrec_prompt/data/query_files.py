@@ -7,6 +7,7 @@
 | candidates | list of item ids |
 | target | an item id or a list of them; absent or always empty if there is only ranking to do |
 | history_ratings, history_times | lists beside the history, where known; optional |
+| user.NAME, context.NAME | what is known of the person or the moment: text, or numbers; optional |
 
 What is written here can be read here, and gives the same queries.
 """
@@ -21,13 +22,13 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from fewrec_prompt.data.catalogue import OnProblem, read_catalogue
+from fewrec_prompt.data.catalogue import OnProblem, fields_of, read_catalogue
 from fewrec_prompt.data.columns import Column, Table
 from fewrec_prompt.data.queries import QuerySet, no_problems
 from fewrec_prompt.data.tables import read_table, sources
 from fewrec_prompt.data.training import from_pairs
 from fewrec_prompt.errors import DataError
-from fewrec_prompt.types import Interaction, Item, Query
+from fewrec_prompt.types import Fields, Interaction, Item, Query
 
 COLUMNS = (
     Column("user_id", "id"),
@@ -37,6 +38,9 @@ COLUMNS = (
     Column("history_ratings", "numbers", required=False),
     Column("history_times", "numbers", required=False),
 )
+
+
+KNOWN = ("user.", "context.")  # how columns begin that say something of the person or the moment
 
 
 def own_queries(
@@ -88,7 +92,7 @@ def read_queries(
     """
     if n_users is not None and n_users < 1:
         raise DataError(f"{path}: {n_users} users were asked; ask for one at least")
-    table = read_table(path, COLUMNS)
+    table = read_table(path, COLUMNS, rest=True)
     rows = _rows(table)
     if not rows:
         raise DataError(f"{path}: holds no queries")
@@ -98,6 +102,8 @@ def read_queries(
     problems = Counter(no_problems())
     rules = (on_problem, on_repeats or on_problem)
     queries = tuple(_query(row, items, rules, problems, n_candidates) for row in used)
+    for prefix, known in zip(KNOWN, zip(*((query.user, query.context) for query in queries), strict=True), strict=True):
+        _check_kinds(path, prefix, known)
     qrels = {row.user_id: frozenset(row.target) for row in used if row.target}
     table_of_others = None if interactions is None else _interactions(interactions)
     training = from_pairs(items, _pairs(rows, table_of_others))
@@ -122,6 +128,8 @@ def write_queries(path: Path, queries: QuerySet, note: Mapping[str, Any] | None 
     for name, values in (("history_ratings", _ratings(queries)), ("history_times", _times(queries))):
         if any(value is not None for row in values for value in row):
             columns[name] = values
+    columns |= _known_columns("user.", [query.user for query in queries.queries])
+    columns |= _known_columns("context.", [query.context for query in queries.queries])
     write(path, columns, note)
 
 
@@ -137,6 +145,11 @@ class _Row:
     target: tuple[str, ...]
     ratings: tuple[float, ...]
     times: tuple[float, ...]
+
+    def known(self, prefix: str) -> Fields:
+        """What the columns of this prefix say, without it."""
+        cells = self.table.rest[self.number].items()
+        return fields_of({name[len(prefix) :]: cell for name, cell in cells if name.startswith(prefix)})
 
     def error(self, column: str, message: str) -> DataError:
         return DataError(f"{self.table.place(self.number, column)}, user {self.user_id!r}: {message}")
@@ -173,6 +186,17 @@ def _check_targets(table: Table, rows: Sequence[_Row]) -> None:
         raise without[0].error("target", "no target, but other queries have one; give all of them one, or none")
 
 
+def _check_kinds(path: Path, prefix: str, known: Iterable[Fields]) -> None:
+    """A column of a file has one kind, and what is read here must be writable again."""
+    kinds: dict[str, type] = {}
+    for name, value in (field for fields in known for field in fields):
+        if kinds.setdefault(name, type(value)) is not type(value):
+            raise DataError(
+                f"{path}, column {prefix + name!r}: holds {kinds[name].__name__} and {type(value).__name__}; "
+                "write text, whole numbers or numbers with a point, one of them in all rows"
+            )
+
+
 def _query(
     row: _Row,
     items: Mapping[str, Item],
@@ -195,7 +219,7 @@ def _query(
     for column, left in (("history", history), ("candidates", candidates)):
         if not left:
             raise row.error(column, "none of its items is in the catalogue")
-    return Query(row.user_id, history, candidates)
+    return Query(row.user_id, history, candidates, *map(row.known, KNOWN))
 
 
 def _check_lengths(row: _Row, n_candidates: int | None) -> None:
@@ -267,3 +291,8 @@ def _ratings(queries: QuerySet) -> list[list[float | None]]:
 
 def _times(queries: QuerySet) -> list[list[float | None]]:
     return [[taken.time for taken in query.history] for query in queries.queries]
+
+
+def _known_columns(prefix: str, known: Sequence[Fields]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for fields in known for name, _ in fields)  # in the order of the data
+    return {prefix + name: [dict(fields).get(name) for fields in known] for name in names}

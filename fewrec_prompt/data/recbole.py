@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from fewrec_prompt.data import titles
-from fewrec_prompt.data.catalogue import Catalogue, Fields, OnProblem, catalogue, fields_of
+from fewrec_prompt.data.catalogue import Catalogue, OnProblem, catalogue, fields_of
 from fewrec_prompt.data.columns import Column, Table
 from fewrec_prompt.data.dataset import Dataset, dataset
 from fewrec_prompt.data.layouts.parts import Custom
 from fewrec_prompt.data.tables import read_table, sources
 from fewrec_prompt.data.text_files import Dialect, header
 from fewrec_prompt.errors import DataError, did_you_mean
+from fewrec_prompt.types import Fields
 
 TITLES = ("movie_title", "title", "book_title", "name")  # the first of these that a catalogue has
 ATOMIC = Dialect("\t", quoted=False)  # a quote is a character like any other

@@ -84,7 +84,7 @@ def queries_of(
         user_id, target = dataset.user_ids[case.user], int(dataset.codes[case.target])
         known = dataset.at(case.history[-sizes.history :].tolist())
         candidates = with_negatives(dataset, case.user, target, sizes.candidates, seed, sampler, counts, cut.pool)
-        queries.append(Query(user_id, known, candidates))
+        queries.append(Query(user_id, known, candidates, dataset.users.get(user_id, ())))
         qrels[user_id] = frozenset({dataset.item_ids[target]})
     problems = no_problems(dataset.empty_titles, dataset.unknown_items)
     problems["history_repeats"] = sum(map(_repeats, queries))

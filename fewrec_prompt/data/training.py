@@ -13,9 +13,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from fewrec_prompt.data.catalogue import Fields
 from fewrec_prompt.data.dataset import Codes, Dataset, Floats
-from fewrec_prompt.types import Item
+from fewrec_prompt.types import Fields, Item
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,16 @@ judging.py and beyond.py the formulae. Importing this package loads numpy and no
 from fewrec_prompt.metrics import beyond, judging, ranking
 from fewrec_prompt.metrics.judging import probabilities
 from fewrec_prompt.metrics.measuring import Measured, check_metrics, measure, measure_all, measure_run
-from fewrec_prompt.metrics.naming import Better, Metric, better_of, metric, metric_names, parse_metric, unit_of
+from fewrec_prompt.metrics.naming import (
+    Better,
+    Metric,
+    better_of,
+    item_group,
+    metric,
+    metric_names,
+    parse_metric,
+    unit_of,
+)
 from fewrec_prompt.metrics.users import Shelf, UserScores
 
 FORMULAE = (ranking, judging, beyond)  # importing them fills the table of names
@@ -20,6 +29,7 @@ __all__ = [
     "UserScores",
     "better_of",
     "check_metrics",
+    "item_group",
     "measure",
     "measure_all",
     "measure_run",

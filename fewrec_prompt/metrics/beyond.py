@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fewrec_prompt.metrics.naming import Codes, Floats, Statistic, metric
-from fewrec_prompt.metrics.ranking import chance_in_top
+from fewrec_prompt.metrics.ranking import chance_in_top, exposure
 from fewrec_prompt.metrics.users import Shelf, UserScores
 
 _NEVER = -1e3  # stands for the logarithm of 0: exp of it is 0, and 0 times it is not NaN
@@ -79,6 +79,19 @@ def order_correlation(scores: Floats) -> float:
     place = (np.cumsum(size) - (size + 1) / 2)[group] - (n - 1) / 2
     shown = np.arange(n) - (n - 1) / 2
     return float((place * shown).sum() / (shown * shown).sum())
+
+
+@metric("exposure-gap", "required", kind="items", better="neither")
+def exposure_gap(user: UserScores, shelf: Shelf, k: int) -> dict[str, float]:
+    """For each group of items: its share of the exposure on the first k places minus its share of the candidates.
+
+    0: looked at as much as it is offered (the demographic parity of Singh & Joachims 2018, arXiv 1802.07281). A user
+    who is offered nothing of a group has 0.
+    """
+    share = exposure(user.scores, k)
+    share = share / share.sum() - 1 / len(share)
+    inside = {label: [item_id in items for item_id in user.item_ids] for label, items in shelf.groups.items()}
+    return {label: float(share[mask].sum()) for label, mask in inside.items()}
 
 
 @metric("coverage", "required", kind="run", better="neither")

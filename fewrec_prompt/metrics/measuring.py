@@ -56,17 +56,19 @@ def measure_all(names: Sequence[str], users: Sequence[UserScores], shelf: Shelf)
 def measure(names: Sequence[str], users: Sequence[UserScores], shelf: Shelf = NOTHING_KNOWN) -> dict[str, Floats]:
     """For each metric one value per user, in the order of `users`; NaN where a user has no value.
 
-    Our metrics are keyed by their name. A foreign one is keyed by its own name (of a path: the last part) if it returns
-    one number, and as name.key for each number if it returns several. Metrics of a whole run have no value per user and
-    are left to `measure_run`. Raises FewrecError for unknown names.
+    Our metrics are keyed by their name, one of groups of items as name.label for each group. A foreign one is keyed by
+    its own name (of a path: the last part) if it returns one number, and as name.key for each number if it returns
+    several. Metrics of a whole run have no value per user and are left to `measure_run`. Raises FewrecError for unknown
+    names.
     """
     names = list(dict.fromkeys(names))
     if not users:
         raise DataError("there is no user to measure")
     own = _ranking_values(_of_kind("ranking", names), users) | _user_values(_of_kind("user", names), users, shelf)
+    others = {name: _item_values(name, users, shelf) for name in _of_kind("items", names)}
     with TemporaryDirectory() as scratch:
         foreign = _load_foreign([name for name in names if not _is_ours(name)], list(own), scratch)
-        others = {name: metric.measure(users) for name, metric in foreign.items()}
+        others |= {name: metric.measure(users) for name, metric in foreign.items()}
     result: dict[str, Floats] = {}
     for name in names:
         result |= {name: own[name]} if name in own else others.get(name, {})
@@ -91,6 +93,11 @@ def _of_kind(kind: Kind, names: Iterable[str]) -> list[str]:
 
 def _user_values(names: list[str], users: Sequence[UserScores], shelf: Shelf) -> dict[str, Floats]:
     return {name: np.array([parse_metric(name)(user, shelf) for user in users], dtype=np.float64) for name in names}
+
+
+def _item_values(name: str, users: Sequence[UserScores], shelf: Shelf) -> dict[str, Floats]:
+    values = [parse_metric(name)(user, shelf) for user in users]
+    return {f"{name}.{label}": np.array([one[label] for one in values], dtype=np.float64) for label in values[0]}
 
 
 def _is_ours(name: str) -> bool:

@@ -1,12 +1,15 @@
 """One table of all our metrics and one grammar for their names: a name, or a name and a depth, e.g. AUC or nDCG@10.
 
-A metric is entered by `@metric` and is of one of three kinds:
+A metric is entered by `@metric` and is of one of four kinds:
 
 | kind | function of | gives |
 |---|---|---|
 | ranking | scores, which are relevant, how many are relevant in all, k | one user's value |
 | user | a UserScores, the Shelf, k | one user's value |
+| items | a UserScores, the Shelf, k | one user's value for each group of items, by its label |
 | run | all UserScores, the Shelf, a group number for each user, k | a Statistic: the value under a weight per group |
+
+What a metric of kind `items` gives is called name.label, such as `exposure-gap@10.popularity high`.
 
 The formulae stand in ranking.py (ranking), judging.py (yes or no) and beyond.py (which items come up).
 """
@@ -30,7 +33,7 @@ Statistic: TypeAlias = Callable[[Floats], float]
 """The value of a metric of a whole run if each group of users, (n_groups,), counted this much."""
 Function: TypeAlias = Callable[..., Any]
 Depth: TypeAlias = Literal["optional", "required", "none"]
-Kind: TypeAlias = Literal["ranking", "user", "run"]
+Kind: TypeAlias = Literal["ranking", "user", "items", "run"]
 Better: TypeAlias = Literal["more", "less", "neither"]
 Unit: TypeAlias = Literal["share", "bits", "nats", "number"]
 
@@ -108,14 +111,22 @@ def parse_metric(name: str) -> Metric:
     return Metric(name, int(k) if k else None, entry)
 
 
+def item_group(name: str) -> str | None:
+    """The label of the group of items that these values are of; None of all other values."""
+    own, _, label = name.partition(".")
+    return label if label and is_own_name(own) and parse_metric(own).entry.kind == "items" else None
+
+
 def unit_of(name: str) -> Unit:
-    """What a metric's values are counted in; a foreign one's are taken for shares."""
-    return parse_metric(name).entry.unit if is_own_name(name) else "share"
+    """What a metric's values, or those of a group of items, are counted in; a foreign one's are taken for shares."""
+    own = name.partition(".")[0]
+    return parse_metric(own).entry.unit if is_own_name(own) else "share"
 
 
 def better_of(name: str) -> Better:
     """Whether more of a metric is better; more of a foreign one is taken to be."""
-    return parse_metric(name).entry.better if is_own_name(name) else "more"
+    own = name.partition(".")[0]
+    return parse_metric(own).entry.better if is_own_name(own) else "more"
 
 
 def nearest(family: str) -> str:

@@ -157,6 +157,18 @@ def chance_in_top(scores: Floats, k: int) -> Floats:
     return chance
 
 
+def exposure(scores: Floats, k: int) -> Floats:
+    """Expected 1 / log2(place + 1) of each candidate, in the order given, 0 beyond the first k places.
+
+    How much an item is looked at, with the discount of DCG (Singh & Joachims 2018, arXiv 1802.07281). The items of a
+    tie group share what its places have.
+    """
+    _, group, size = np.unique(-scores, return_inverse=True, return_counts=True)
+    looked_at = np.zeros(len(scores))
+    looked_at[:k] = _discount(min(k, len(scores)))
+    return np.asarray((np.add.reduceat(looked_at, np.cumsum(size) - size) / size)[group])
+
+
 @lru_cache(maxsize=256)
 def _discount(n: int) -> Floats:
     return 1 / np.log2(np.arange(2, n + 2))

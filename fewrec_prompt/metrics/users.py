@@ -61,16 +61,20 @@ class Shelf:
     """The catalogue as metrics see it: how often each item was taken, and what items are like.
 
     `popularity` has an entry for every item of the catalogue. `traits` are the genres of an item, or the words of its
-    title where it has none; of the items that are candidates.
+    title where it has none; `groups` are labels, each with the items of its group; of the items that are candidates.
     """
 
     popularity: Mapping[str, int] = field(default_factory=dict)
     traits: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, popularity: Mapping[str, int], items: Iterable[Item]) -> Shelf:
-        """The shelf of these counts and items; an item may come more than once."""
-        return cls(popularity, {item.id: _traits(item) for item in {item.id: item for item in items}.values()})
+    def of(
+        cls, popularity: Mapping[str, int], items: Iterable[Item], groups: Mapping[str, frozenset[str]] | None = None
+    ) -> Shelf:
+        """The shelf of these counts, items and groups; an item may come more than once."""
+        traits = {item.id: _traits(item) for item in {item.id: item for item in items}.values()}
+        return cls(popularity, traits, groups or {})
 
     @cached_property
     def places(self) -> dict[str, int]:

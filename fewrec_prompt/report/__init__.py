@@ -82,7 +82,7 @@ def _run(run: FinishedRun, label: str) -> dict[str, Any]:
     has_lists = run.has("candidates.parquet") and run.has("rankings.parquet")
     return {
         "label": label,
-        "slices": figures.slices(run),
+        "slices": [*figures.slices(run), *figures.exposures(run)],
         "reliability": figures.reliability(run) if has_lists else [],
         "positions": figures.positions(run) if has_lists else [],
         "people": people.shown(run) if has_lists else [],

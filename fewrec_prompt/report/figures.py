@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from fewrec_prompt import charts
 from fewrec_prompt.charts import Axis, Line, Mark, Point, Series
-from fewrec_prompt.display import figure, points, span
+from fewrec_prompt.display import figure, metric_names, points, span
 from fewrec_prompt.finished import FinishedRun, Placed
-from fewrec_prompt.metrics import probabilities, unit_of
+from fewrec_prompt.metrics import item_group, probabilities, unit_of
 from fewrec_prompt.metrics.judging import N_BINS, bins
 from fewrec_prompt.report import rows
 from fewrec_prompt.report.rows import Differences, Entry
@@ -168,6 +168,25 @@ def slices(run: FinishedRun) -> list[Figure]:
         picture = charts.dots(title, f"{_of(metric)}, for {' and '.join(names)}", lines, _axis(metric, low=0.0), names)
         found.append(Figure(title, "", Markup(picture)))
     return found
+
+
+def exposures(run: FinishedRun) -> list[Figure]:
+    """Which groups of items come up more, or less, than they are offered: the same two rows, where it was measured."""
+    names = rows.leaders(run)
+    labels = [label for label in metric_names([run.rows[name] for name in names]) if item_group(label)]
+    found = []
+    for metric, members in groupby(labels, key=lambda label: label.partition(".")[0]):
+        lines = [Line(str(item_group(label)), tuple(_marks(run, names, label))) for label in members]
+        title = f"{metric} by group of items"
+        about = f"{_of(metric)}: share of what is looked at minus share of the candidates, for {' and '.join(names)}"
+        picture = charts.dots(title, about, lines, _axis(metric, low=0.0), names)
+        found.append(Figure(title, "", Markup(picture)))
+    return found
+
+
+def _marks(run: FinishedRun, names: Sequence[str], label: str) -> list[Mark]:
+    found = (_mark(label, Entry(run, name, name).metric(label), at) for at, name in enumerate(names))
+    return [mark for mark in found if mark is not None]
 
 
 def reliability(run: FinishedRun) -> list[Figure]:

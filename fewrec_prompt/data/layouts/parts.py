@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewrec_prompt.data.catalogue import Catalogue, Fields, OnProblem, catalogue, fields_of
+from fewrec_prompt.data.catalogue import Catalogue, OnProblem, catalogue, fields_of
 from fewrec_prompt.data.columns import Column, Form, Table
 from fewrec_prompt.data.dataset import Dataset, dataset
 from fewrec_prompt.data.tables import names_of, read_table, sources
 from fewrec_prompt.data.text_files import Dialect
 from fewrec_prompt.errors import DataError, did_you_mean
+from fewrec_prompt.types import Fields
 
 Row = dict[str, Any]
 

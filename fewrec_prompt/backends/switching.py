@@ -1,0 +1,70 @@
+"""Several adapters inside one model, of which one at a time is on: no base is loaded twice, none is left on by mistake.
+
+Every backend over a model shares its switch and says before each answer which adapter it means.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fewrec_prompt.errors import ModelError
+
+
+class AdapterSwitch:
+    """The low-rank adapters of one model (PEFT's), by name; None is the model itself."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._on: str | None = None
+        self._n_made = 0
+        self._learning: str | None = None
+        self.peft: Any = None  # the PeftModel around the model, from its first adapter on
+
+    def add(self, config: Any, *, learning: bool = False) -> str:
+        """Put an adapter of this PEFT configuration into the model, off; returns its name.
+
+        Raises ModelError for one of another kind than those already there, or that PEFT does not know how to place.
+        """
+        from peft import get_peft_model
+
+        self._n_made += 1
+        name = f"adapter{self._n_made}"
+        try:
+            if self.peft is None:
+                self.peft = get_peft_model(self._model, config, adapter_name=name)
+            else:
+                self.peft.add_adapter(name, config)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise ModelError(
+                f"an adapter of kind {config.peft_type.value} cannot be put into this model: {error}"
+            ) from error
+        if learning:
+            self._learning = name
+        self.peft.base_model.disable_adapter_layers()  # PEFT turns on what it adds
+        self._on = None
+        return name
+
+    def use(self, name: str | None) -> None:
+        """Turn this adapter on and all others off."""
+        if self.peft is None or name == self._on:
+            return
+        tuner = self.peft.base_model
+        if name is None:
+            tuner.disable_adapter_layers()
+        else:
+            if self._on is None:
+                tuner.enable_adapter_layers()
+            tuner.set_adapter(name, inference_mode=name != self._learning)
+        self._on = name
+
+    def stop_learning(self) -> None:
+        """From now on every adapter is only used."""
+        self.use(None)
+        self._learning = None
+        for weights in self._model.parameters():
+            weights.requires_grad_(False)
+
+    def drop(self, name: str) -> None:
+        """Take an adapter out of the model again."""
+        self.use(None)
+        self.peft.delete_adapter(name)

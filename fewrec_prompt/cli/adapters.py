@@ -1,0 +1,110 @@
+"""`fewrec adapters`: what was learnt and lies in folders: list, show, merge into a model, put on a hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewrec_prompt.cli.model_options import Device
+from fewrec_prompt.errors import AdapterError, FewrecError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    adapters = typer.Typer(help="List, show, merge and push what was learnt.", no_args_is_help=True)
+    adapters.command("list")(list_adapters)
+    adapters.command("show")(show)
+    adapters.command("merge")(merge)
+    adapters.command("push")(push)
+    app.add_typer(adapters, name="adapters")
+
+
+def list_adapters(
+    folder: Annotated[Path, typer.Argument(help="Where they lie.")] = Path("adapters"),
+) -> None:
+    """The adapters in a folder: method, task, people, and how well they did on those held out."""
+    from fewrec_prompt.cli.console import print_lines
+    from fewrec_prompt.tuning.adapters import NOTE, read
+
+    lines, broken = [("adapter", "method", "task", "shots", "loss", "held out")], []
+    for note in sorted(folder.glob(f"*/{NOTE}")):
+        try:
+            about, method = (found := read(note.parent)).about, found.method
+        except AdapterError as error:
+            broken.append(str(error))
+            continue
+        best = about["passes"][about["best_epoch"]]
+        metric = "–" if best["metric"] is None else f"{100 * best['metric']:.1f}"
+        lines.append((note.parent.name, method, about["task"], str(about["shots"]), f"{best['loss']:.3f}", metric))
+    if len(lines) == 1 and not broken:
+        typer.echo(f"no adapter in {folder}/; make one with: fewrec tune TASK --out {folder}/NAME")
+        return
+    print_lines(lines, left=(0, 1, 2))
+    if broken:
+        raise AdapterError("not listed, for they cannot be used:\n  " + "\n  ".join(broken))
+
+
+def show(folder: Annotated[Path, typer.Argument(help="An adapter folder.")]) -> None:
+    """What an adapter belongs to and how it was made, as JSON; its files are checked."""
+    from fewrec_prompt.tuning.adapters import read
+
+    found = read(folder)
+    shapes = {name: list(values.shape) for name, values in sorted(found.tensors.items())}
+    whole = {"method": found.method, "sha256": found.sha256, "bound": found.bound, "about": found.about}
+    typer.echo(json.dumps(whole | {"weights": shapes}, indent=1, ensure_ascii=False))
+
+
+def merge(
+    folder: Annotated[Path, typer.Argument(help="An adapter folder (lora, adalora or full).")],
+    out: Annotated[Path, typer.Option(help="Folder of the model that is written.")],
+    model: Annotated[str, typer.Option(help="The base: embedded model, folder or hub id.")] = "smollm2-135m",
+    device: Device = None,
+) -> None:
+    """Write the base model with the adapter inside: a model folder that needs no adapter. In fp32."""
+    from fewrec_prompt.cli.console import say
+    from fewrec_prompt.evaluation import row_of
+    from fewrec_prompt.recommender import Recommender
+    from fewrec_prompt.tuning.adapters import read
+    from fewrec_prompt.tuning.placing import merge as merged
+    from fewrec_prompt.types import Domain
+
+    row, bound = row_of(folder), read(folder).bound
+    recommender = Recommender.load(
+        model,
+        prompt=row.prompt,
+        verbalizer=row.verbalizer,
+        calibrate=row.calibrate,
+        alpha=row.alpha,
+        length=row.length,
+        precision="fp32",
+        device=device,
+        domain=Domain(**bound["domain"]),
+        say=say,
+    )
+    typer.echo(f"model    {merged(recommender, folder, out)}")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="An adapter folder.")],
+    to: Annotated[str, typer.Argument(help="A Hugging Face id, OWNER/NAME. The token is HF_TOKEN's.")],
+    private: Annotated[bool, typer.Option(help="Who may see it: only its owner.")] = True,
+) -> None:
+    """Put an adapter on a hub, as it is. No person's history is in it: saved questions are put together at random."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from fewrec_prompt.backends.models import check_hub
+    from fewrec_prompt.tuning.adapters import read
+
+    read(folder)
+    check_hub(f"{folder} cannot be put on the hub as {to}")
+    try:
+        api = HfApi()
+        api.create_repo(to, private=private, exist_ok=True)
+        found = api.upload_folder(repo_id=to, folder_path=folder)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise FewrecError(f"{folder} could not be put on the hub as {to}: {str(error).splitlines()[0]}") from error
+    typer.echo(str(found))

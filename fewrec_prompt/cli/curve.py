@@ -1,0 +1,51 @@
+"""`fewrec curve`: zero against few shots, method by method, on the same users, candidates and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewrec_prompt.cli.model_options import Device, Model, Precision
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command. Click takes one value an option, so `main` spreads the two lists before it parses."""
+    app.command("curve")(curve)
+
+
+def curve(
+    task: Annotated[str, typer.Argument(help="A task file, or the name of one in ./eval or among the shipped.")],
+    methods: Annotated[
+        list[str], typer.Option(help="zero, mix, soft-prompt, p-tuning, prefix, lora, adalora, full; several.")
+    ],
+    shots: Annotated[list[int], typer.Option(help="Numbers of people to learn from; several after one flag.")],
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds draw people, weights and order.")] = 1,
+    metric: Annotated[str, typer.Option(help="What the curve shows.")] = "nDCG@10",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the people; the method's own by default.")] = None,
+    negatives: Annotated[str, typer.Option(help="What answers are learnt against; see fewrec tune.")] = "given",
+    held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
+    users: Annotated[int | None, typer.Option(min=1, help="How many test users.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study; cells in it are not run again.")] = None,
+    model: Model = None,
+    precision: Precision = "auto",
+    device: Device = None,
+) -> None:
+    """Every method with every number of people: one table, one picture, and a file for each cell.
+
+    --methods zero mix lora --shots 4 16 64
+    """
+    from fewrec_prompt import Numerics, Options, tasks
+    from fewrec_prompt.cli.console import print_lines, resumable, say
+    from fewrec_prompt.curve import HEADS, PICTURE, shown
+    from fewrec_prompt.curve import curve as run
+
+    found = Options(users=users, model=model).applied(tasks.load_task(task))
+    folder = out or Path("curves") / found.name
+    tuning = {"epochs": epochs, "negatives": negatives, "held_out": held_out}
+    numerics = Numerics(precision, device)
+    with resumable():
+        lines = run(found, methods, shots, seeds, folder, metric=metric, settings=tuning, numerics=numerics, say=say)
+    print_lines([HEADS, *(shown(line, metric) for line in lines)])
+    typer.echo(f"\npicture  {folder / PICTURE}")

@@ -1,0 +1,148 @@
+"""`fewrec tune`: adapt a task's recommender to a few of its people, and write what was learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from fewrec_prompt.cli.model_options import Device, Int8Threshold, Model, Precision
+from fewrec_prompt.errors import FewrecError, did_you_mean
+
+if TYPE_CHECKING:
+    from fewrec_prompt.tasks import RowSettings, Task
+    from fewrec_prompt.tuning.loop import Tuned
+    from fewrec_prompt.tuning.mix import Mix
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("tune")(tune)
+
+
+def tune(
+    task: Annotated[str, typer.Argument(help="A task file, or the name of one in ./eval or among the shipped.")],
+    out: Annotated[Path, typer.Option(help="Folder for what is learnt; an interrupted training goes on.")],
+    method: Annotated[
+        str, typer.Option(help="mix, soft-prompt, p-tuning, prefix, lora, adalora or full.")
+    ] = "soft-prompt",
+    shots: Annotated[int, typer.Option(min=1, help="How many people to learn from; none of them is tested.")] = 64,
+    seed: Annotated[int, typer.Option(help="Draws the people, first weights and order.")] = 0,
+    prompt: Annotated[str | None, typer.Option(help="Template; by default the task's first calibrated row.")] = None,
+    verbalizer: Annotated[str | None, typer.Option(help="The template's own where none is given.")] = None,
+    calibrate: Annotated[str, typer.Option(help="What is subtracted from scores; with --prompt.")] = "none",
+    alpha: Annotated[float | None, typer.Option(help="Weight of the calibration.")] = None,
+    length: Annotated[Literal["sum", "mean"] | None, typer.Option(help="How whole titles are scored.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the people; the method's own by default.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The method's own by default.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Pull of all weights towards zero.")] = 0.0,
+    dropout: Annotated[float, typer.Option(help="Share of a low-rank layer's inputs left out at random.")] = 0.0,
+    batch: Annotated[int, typer.Option(help="People a step.")] = 8,
+    tokens: Annotated[int, typer.Option(help="Virtual tokens.")] = 20,
+    init: Annotated[str, typer.Option(help="What virtual tokens begin as: instruction, vocabulary or random.")] = (
+        "instruction"
+    ),
+    rank: Annotated[int, typer.Option(help="Rank of the low-rank methods.")] = 8,
+    targets: Annotated[str, typer.Option(help="Layers they change: attention or all.")] = "attention",
+    loss: Annotated[
+        str | None, typer.Option(help="listwise, pairwise or binary; by default what the data asks.")
+    ] = None,
+    negatives: Annotated[
+        str, typer.Option(help="given, uniform, popularity, in-batch or hard: what answers are learnt against.")
+    ] = "given",
+    warm_up: Annotated[int, typer.Option(help="Passes over histories without answers, before.")] = 0,
+    held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
+    patience: Annotated[int, typer.Option(help="Passes without a better one before it stops.")] = 2,
+    checkpointing: Annotated[bool, typer.Option(help="Compute more, hold less: for long prompts.")] = False,
+    popularity: Annotated[
+        bool, typer.Option("--popularity", help="Of mix: weigh how often items were taken, too.")
+    ] = False,
+    model: Model = None,
+    precision: Precision = "auto",
+    device: Device = None,
+    int8_threshold: Int8Threshold = None,
+) -> None:
+    """Learn from a few people of a task: weights of what was logged, virtual tokens, low-rank adapters or all weights.
+
+    What is learnt is used with: fewrec eval TASK --adapter FOLDER
+    """
+    from fewrec_prompt import Numerics, tasks
+    from fewrec_prompt.cli.console import say
+    from fewrec_prompt.few_shot import tune_task
+    from fewrec_prompt.tuning.settings import DEFAULTS, Settings
+
+    if method != "mix" and method not in DEFAULTS:
+        raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, ('mix', *DEFAULTS))}")
+    if popularity and method != "mix":
+        raise FewrecError(f"--popularity belongs to --method mix, not to {method!r}")
+    found = tasks.load_task(task)
+    if model is not None:
+        found = tasks.with_model(found, model)
+    row = _row(found, prompt, verbalizer, calibrate, alpha, length)
+    numerics = Numerics(precision, device, int8_threshold)
+    if method == "mix":
+        from fewrec_prompt.mixing import tune_mix
+
+        rows = () if row is None else (row,)
+        made = tune_mix(found, shots, out, rows=rows, popularity=popularity, seed=seed, numerics=numerics, say=say)
+        _print_mix(made, task, out)
+        return
+    settings = Settings(
+        method=method,  # type: ignore[arg-type]  # these names are checked there
+        tokens=tokens,
+        rank=rank,
+        targets=targets,  # type: ignore[arg-type]
+        init=init,  # type: ignore[arg-type]
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        dropout=dropout,
+        epochs=epochs,
+        batch=batch,
+        loss=loss,  # type: ignore[arg-type]
+        negatives=negatives,  # type: ignore[arg-type]
+        warm_up=warm_up,
+        held_out=held_out,
+        patience=patience,
+        seed=seed,
+        checkpointing=checkpointing,
+    )
+    _print(tune_task(found, settings, shots, out, row=row, numerics=numerics, say=say), task, out)
+
+
+def _row(
+    task: Task,
+    prompt: str | None,
+    verbalizer: str | None,
+    calibrate: str,
+    alpha: float | None,
+    length: Literal["sum", "mean"] | None,
+) -> RowSettings | None:
+    """The row that the flags describe; None: the task's own."""
+    from fewrec_prompt.tasks import RowSettings
+
+    if prompt is None:
+        if verbalizer or calibrate != "none" or alpha is not None or length:
+            raise FewrecError("these flags say how a prompt is read; name it with --prompt")
+        return None
+    return RowSettings(prompt=prompt, verbalizer=verbalizer, calibrate=calibrate, alpha=alpha, length=length)  # type: ignore[arg-type]  # checked with the row
+
+
+def _print_mix(mix: Mix, task: str, out: Path) -> None:
+    for name, weight in zip(mix.names, mix.weights, strict=True):
+        typer.echo(f"{weight:>9.4f}  {name}")
+    typer.echo(
+        f"loss     {mix.prior_loss:.3f} of the row as it was, {mix.loss:.3f} of the mix, each person left out in turn"
+    )
+    typer.echo(f"prior    has {100 * mix.prior_share:.0f} % in the mix")
+    typer.echo(f"adapter  {out}\nuse it   fewrec eval {task} --adapter {out}")
+
+
+def _print(tuned: Tuned, task: str, out: Path) -> None:
+    first, best = tuned.passes[0], tuned.passes[tuned.best_epoch]
+    learned = "learned" if tuned.learned else "did NOT learn"
+    typer.echo(f"{tuned.settings.method}  {tuned.n_weights:,} weights, {learned}")
+    typer.echo(f"loss     {tuned.zero_shot_loss:.3f} before, {best.loss:.3f} in pass {best.epoch}, which is kept")
+    if best.metric is not None and first.metric is not None:
+        typer.echo(f"held out {100 * first.metric:.1f} before, {100 * best.metric:.1f} in that pass")
+    typer.echo(f"adapter  {out}\nuse it   fewrec eval {task} --adapter {out}")

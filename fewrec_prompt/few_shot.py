@@ -1,0 +1,161 @@
+"""Adapt a task's recommender to a few of its people: which people, then training, then a folder with what was learnt.
+
+People who are learnt from, or looked at to stop in time, are never among those a task tests; shots of one seed for
+fewer people are among those for more. What learns stands in tuning/.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fewrec_prompt import tasks
+from fewrec_prompt.assets import Say, quiet
+from fewrec_prompt.backends import Backend
+from fewrec_prompt.backends.precision import AUTO, Numerics
+from fewrec_prompt.data.queries import QuerySet
+from fewrec_prompt.data.splits import Split
+from fewrec_prompt.errors import DataError, TaskError
+from fewrec_prompt.evaluation import load_backend
+from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.tasks import RowSettings, Task
+from fewrec_prompt.tuning import adapters
+from fewrec_prompt.tuning.examples import Example, drawn, examples_of, parted
+from fewrec_prompt.tuning.loop import Tuned, Watch, tune
+from fewrec_prompt.tuning.losses import LossName
+from fewrec_prompt.tuning.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """People to learn from and people to stop by, and where both came from."""
+
+    learnt: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    queries: QuerySet
+
+    @property
+    def loss(self) -> LossName:
+        """The loss that these answers ask for: likes and dislikes of single items are read by themselves."""
+        return "binary" if all(len(one.query.candidates) == 1 for one in self.learnt) else "listwise"
+
+
+def shots_of(task: Task, n: int, seed: int = 0, *, held_out: float = 0.0, say: Say = quiet) -> Shots:
+    """`n` people of the task to learn from, drawn by the seed; of them a share is held out.
+
+    They are those of its part "train" where it names one, else of "selection": all who are not tested. Raises DataError
+    for more than there are.
+    """
+    queries = tasks.load_queries(task, _part(task), say=say)
+    chosen = drawn(examples_of(queries), n, seed)
+    learnt, held = parted(chosen, held_out, seed)
+    return Shots(learnt, held, queries)
+
+
+def _part(task: Task) -> Split:
+    data = task.settings.data
+    return "train" if data.shots or (data.file is not None and "{part}" in data.file) else "selection"
+
+
+def default_row(task: Task) -> RowSettings:
+    """The row of a task that is tuned where nobody names one: its first calibrated one, else its first."""
+    rows = task.settings.rows
+    return next((row for row in rows if row.calibrate != "none"), rows[0])
+
+
+def recommender_of(task: Task, row: RowSettings, backend: Backend) -> Recommender:
+    """The recommender of one row of a task."""
+    template, reader, calibration = choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length)
+    return Recommender(template, reader, backend, task.domain, calibration)
+
+
+def tune_task(
+    task: Task | str | Path,
+    settings: Settings,
+    shots: int,
+    out: Path,
+    *,
+    row: RowSettings | None = None,
+    numerics: Numerics = AUTO,
+    backend: Backend | None = None,
+    watch: Watch | None = None,
+    say: Say = quiet,
+) -> Tuned:
+    """Learn from `shots` people of a task and write what was learnt to the folder `out`.
+
+    `settings.seed` draws the people, too. An interrupted training goes on from `out`.training, which is removed at the
+    end. Raises FewrecError; nothing is trained where the folder could not be written.
+    """
+    task = task if isinstance(task, Task) else tasks.load_task(task)
+    if out.exists():
+        raise TaskError(f"{out}: exists already; name another folder with --out, or remove it")
+    found = shots_of(task, shots, settings.seed, held_out=settings.held_out, say=say)
+    row = row or default_row(task)
+    backend = backend or load_backend(task, numerics, say)
+    recommender = recommender_of(task, row, backend)
+    bound = adapters.bindings(recommender)
+    scratch = out.with_name(f"{out.name}.training")
+    begin = time.perf_counter()
+    tuned = tune(
+        recommender,
+        found.learnt,
+        _for_answers(settings, found),
+        held_out=found.held_out,
+        training=found.queries.training,
+        folder=scratch,
+        watch=watch,
+        say=say,
+    )
+    about = _about(task, row, found, shots, tuned, time.perf_counter() - begin)
+    save_tuned(out, tuned, bound, about, found.learnt)
+    _remove(scratch)
+    return tuned
+
+
+def save_tuned(
+    out: Path, tuned: Tuned, bound: dict[str, Any], about: dict[str, Any], examples: Sequence[Example]
+) -> None:
+    """Write the folder of a training, with a few questions and what they score now."""
+    recommender = tuned.recommender
+    queries = adapters.probe_queries(examples, tuned.settings.seed)
+    probes = [(query, recommender.scores(recommender.answers(query)).tolist()) for query in queries]
+    learner = tuned.learner
+    tensors, config = learner.export(), learner.config()
+    adapters.save(out, tuned.settings.method, bound, tensors, config=config, about=about, probes=probes)
+
+
+def _for_answers(settings: Settings, shots: Shots) -> Settings:
+    if settings.loss is not None:
+        return settings
+    return replace(settings, loss=shots.loss)
+
+
+def _about(task: Task, row: RowSettings, shots: Shots, n: int, tuned: Tuned, seconds: float) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "row": row.model_dump(mode="json"),
+        "shots": n,
+        "held_out": len(shots.held_out),
+        "seed": tuned.settings.seed,
+        "data": dict(shots.queries.sources),
+        "seconds": round(seconds, 1),
+        **tuned.to_dict(),
+    }
+
+
+def _remove(scratch: Path) -> None:
+    for path in scratch.glob("*"):
+        path.unlink()
+    if scratch.is_dir():
+        scratch.rmdir()
+
+
+def check_apart(shots: Shots, test: QuerySet) -> None:
+    """Raises DataError if somebody who is learnt from is tested."""
+    tested = {query.user_id.partition("#")[0] for query in test.queries}
+    both = sorted({one.query.user_id.partition("#")[0] for one in shots.learnt + shots.held_out} & tested)
+    if both:
+        raise DataError(f"{len(both)} people are learnt from and tested (such as {both[0]!r}); choose other shots")

@@ -1,0 +1,84 @@
+"""Learn a mix from a few people of a task: have its rows asked, fit the weights, and write them to a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fewrec_prompt import scoring, tasks
+from fewrec_prompt.assets import Say, quiet
+from fewrec_prompt.backends import Backend
+from fewrec_prompt.backends.precision import AUTO, Numerics
+from fewrec_prompt.errors import TaskError
+from fewrec_prompt.evaluation import check, load_backend
+from fewrec_prompt.few_shot import default_row, shots_of
+from fewrec_prompt.runs import Unit
+from fewrec_prompt.score_cache import score_cache
+from fewrec_prompt.scoring import Row
+from fewrec_prompt.tasks import RowSettings, Task
+from fewrec_prompt.tuning import mixed
+from fewrec_prompt.tuning.features import prior_of
+from fewrec_prompt.tuning.mix import Mix, fit
+from fewrec_prompt.types import Query
+
+
+def tune_mix(
+    task: Task | str | Path,
+    shots: int,
+    out: Path,
+    *,
+    rows: Sequence[RowSettings] = (),
+    popularity: bool = False,
+    seed: int = 0,
+    numerics: Numerics = AUTO,
+    backend: Backend | None = None,
+    say: Say = quiet,
+) -> Mix:
+    """Learn how much each score of these rows counts from `shots` people of a task, and write it to the folder `out`.
+
+    The first row (by default the task's first calibrated one) is where the weights begin. With `popularity` the
+    training part is looked at, too. Nobody is held out: who is learnt from is left out once. Raises FewrecError.
+    """
+    task = task if isinstance(task, Task) else tasks.load_task(task)
+    if out.exists():
+        raise TaskError(f"{out}: exists already; name another folder with --out, or remove it")
+    found = shots_of(task, shots, seed, say=say)
+    changes = {"rows": tuple(rows) or (default_row(task),), "ensembles": ()}
+    task = replace(task, settings=task.settings.model_copy(update=changes))
+    queries = tuple(one.query for one in found.learnt)
+    checked = check(task, queries=replace(found.queries, queries=queries))
+    asking = checked.rows(backend or load_backend(task, numerics, say))
+    recommenders = {row.name: row.recommender for row in asking}
+    counts = found.queries.popularity if popularity else None
+    log = _Answered(asking, queries, say)
+    logged = [
+        mixed.all_features(recommenders, query, [scoring.logged(row, query, log)[0] for row in asking], counts)
+        for query in queries
+    ]
+    made = fit(found.learnt, logged, prior_of(asking[0].name, asking[0].recommender))
+    about = {
+        "task": task.name,
+        "members": [row.settings.model_dump(mode="json") for row in asking],
+        "shots": shots,
+        "seed": seed,
+        "data": dict(found.queries.sources),
+    }
+    mixed.save(out, made, recommenders, about)
+    return made
+
+
+class _Answered:
+    """What all rows were answered, now or earlier, by questions and user: a log that no run keeps."""
+
+    def __init__(self, rows: Sequence[Row], queries: Sequence[Query], say: Say) -> None:
+        self._units: dict[tuple[str, str], Unit] = {}
+        with score_cache(say) as kept:
+            for job in scoring.plan(rows, queries):
+                for done, query in enumerate(queries):
+                    (self._units[job.key, query.user_id],), _ = job.run([query], kept)
+                    if done % 16 == 15:
+                        say(f"{job.name}: {done + 1} of {len(queries)} people")
+
+    def get(self, questions: str, user_id: str) -> Unit | None:
+        return self._units.get((questions, user_id))

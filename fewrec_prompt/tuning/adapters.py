@@ -1,0 +1,280 @@
+"""What was learnt, as a folder: weights as safetensors, PEFT's configuration where there is one, and fewrec.json.
+
+fewrec.json binds the weights to everything they were learnt with: model, tokenizer, template, verbalizer, precision.
+A folder is used only if every file is what it was when it was written, every binding holds, and a few saved questions
+get the scores that they got then. safetensors by themselves check none of this, nor does PEFT. Writing and checking
+stand here; what weights do to a model is methods.py's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import file_digest, sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fewrec_prompt.backends.causal import CausalBackend
+from fewrec_prompt.backends.models import digests
+from fewrec_prompt.errors import AdapterError
+from fewrec_prompt.files import new_folder
+from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.seeds import rng_for
+from fewrec_prompt.tuning.examples import Example
+from fewrec_prompt.tuning.methods import Tensors
+from fewrec_prompt.types import Interaction, Item, Query
+
+SCHEMA = 1
+WEIGHTS, CONFIG, NOTE = "adapter_model.safetensors", "adapter_config.json", "fewrec.json"
+LARGEST_NOTE = 8_000_000  # bytes
+N_PROBES, PROBE_TOLERANCE = 8, 1e-3  # nats, in fp32
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A folder whose files were checked. `bound` is what it belongs to, `about` how it was made."""
+
+    folder: Path
+    method: str
+    bound: Mapping[str, Any]
+    about: Mapping[str, Any]
+    sha256: str  # of the weights
+    tensors: Tensors = field(repr=False)
+    config: Mapping[str, Any] | None = field(repr=False)
+    probes: tuple[tuple[Query, tuple[float, ...]], ...] = field(repr=False)
+
+
+def bindings(recommender: Recommender) -> dict[str, Any]:
+    """Everything that weights learnt with this recommender belong to, JSON-ready.
+
+    Raises AdapterError for a model made in memory: nothing says what it is.
+    """
+    backend = recommender.backend
+    if not isinstance(backend, CausalBackend) or backend.files is None:
+        raise AdapterError("weights belong to a model that has files; this one was made in memory. Save it, load it")
+    calibration, verbalizer = recommender.calibration, recommender.verbalizer
+    return {
+        **digests(backend.files),
+        "template": {"name": recommender.template.name, "sha256": recommender.template.ref.sha256},
+        "verbalizer": verbalizer.model_dump(mode="json", exclude={"description", "alpha"}),
+        "labels": _label_ids(recommender),
+        "calibration": _plain(asdict(calibration)),
+        "domain": asdict(recommender.domain),
+        "precision": {"name": backend.mode.precision, "int8_threshold": backend.mode.int8_threshold},
+        "versions": {"fewrec-prompt": _minor("fewrec-prompt"), "peft": _minor("peft")},
+    }
+
+
+def save(
+    folder: Path,
+    method: str,
+    bound: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    config: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any],
+    probes: Sequence[tuple[Query, Sequence[float]]] = (),
+) -> Path:
+    """Write an adapter folder, whole or not at all.
+
+    Raises AdapterError if something is there already or a weight is not finite.
+    """
+    if folder.exists():
+        raise AdapterError(f"{folder}: exists already; name another folder, or remove it")
+    _check_finite(tensors, str(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder) as part:
+        save_file({name: values.detach().cpu().contiguous() for name, values in tensors.items()}, part / WEIGHTS)
+        if config is not None:
+            (part / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        note: dict[str, Any] = {
+            "schema": SCHEMA,
+            "method": method,
+            "bound": bound,
+            "about": about,
+            "files": {path.name: _sealed(path) for path in sorted(part.iterdir())},
+            "probes": [{"query": _query_out(query), "scores": list(scores)} for query, scores in probes],
+        }
+        note = _plain(note)
+        text = json.dumps(note | {"seal": _seal(note)}, indent=1, allow_nan=False)
+        (part / NOTE).write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+def read(folder: Path) -> Adapter:
+    """An adapter folder, its files checked against their digests. Raises AdapterError that names what is wrong."""
+    if not folder.is_dir():
+        raise AdapterError(f"{folder}: no such folder; `fewrec adapters list` shows those there are")
+    note = _note(folder)
+    _check_files(folder, note["files"])
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if CONFIG in note["files"] else None
+    except (SafetensorError, ValueError, OSError) as error:
+        raise AdapterError(f"{folder}: cannot be read: {error}") from error
+    _check_finite(tensors, str(folder))
+    probes = tuple((_query_in(probe["query"]), tuple(probe["scores"])) for probe in note["probes"])
+    digest = note["files"][WEIGHTS]["sha256"]
+    return Adapter(folder, note["method"], note["bound"], note["about"], digest, tensors, config, probes)
+
+
+def mismatches(adapter: Adapter, recommender: Recommender) -> list[str]:
+    """Bindings that do not hold for this recommender, as sentences that name the field."""
+    here = json.loads(json.dumps(bindings(recommender)))
+    found = []
+    for name in sorted({*here, *adapter.bound}):
+        then, now = adapter.bound.get(name), here.get(name)
+        if then != now:
+            found.append(f"{name} was {_short(then)} and is {_short(now)}")
+    return found
+
+
+def check_bindings(adapter: Adapter, recommender: Recommender, *, force: bool) -> list[str]:
+    """Raises AdapterError that names every binding that does not hold; with `force` they are returned."""
+    found = mismatches(adapter, recommender)
+    if found and not force:
+        raise AdapterError(
+            f"{adapter.folder}: was learnt with something else than it is to be used with: {'; '.join(found)}. "
+            "Load what it was learnt with, or --force, which every record will say"
+        )
+    return found
+
+
+def check_probes(adapter: Adapter, recommender: Recommender) -> float:
+    """The largest change of a saved question's score. Raises AdapterError if in fp32 one changed by more than 1e-3."""
+    apart = 0.0
+    for query, scores in adapter.probes:
+        now = np.asarray(recommender.scores(recommender.answers(query)), dtype=float)
+        apart = max(apart, float(np.abs(now - np.array(scores)).max()))
+    if apart > PROBE_TOLERANCE and recommender.backend.mode.precision == "fp32":
+        raise AdapterError(
+            f"{adapter.folder}: its saved questions now get other scores (by up to {apart:.2g}), so this machine or "
+            "its libraries compute something else; tune anew here"
+        )
+    return apart
+
+
+def probe_queries(examples: Sequence[Example], seed: int) -> list[Query]:
+    """Questions about items of the examples, put together at random: they are no person's."""
+    shown = {item.id: item for example in examples for item in example.query.candidates}
+    rated = {seen.item.id: seen for example in examples for seen in example.query.history}
+    items = [shown[item_id] for item_id in sorted(shown)]
+    made = []
+    for n in range(N_PROBES):
+        rng = rng_for(seed, "probe", n)
+        history = [rated[item_id] for item_id in rng.permutation(sorted(rated))[:4].tolist()]
+        order = rng.permutation(len(items))[: max(2, min(5, len(items)))].tolist()
+        one = examples[0].query
+        candidates = tuple(items[at] for at in order)[: max(1, len(one.candidates))]
+        made.append(Query(f"probe{n}", tuple(history), candidates))
+    return made
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    path = folder / NOTE
+    if not path.is_file():
+        raise AdapterError(
+            f"{folder}: holds no {NOTE}, which says what the weights belong to; it is no adapter of ours"
+        )
+    if path.stat().st_size > LARGEST_NOTE:
+        raise AdapterError(f"{path}: larger than {LARGEST_NOTE:,} bytes; it is no note of ours")
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        seal = note.pop("seal")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise AdapterError(f"{path}: damaged ({error}); get the folder again") from error
+    if not isinstance(note, dict) or seal != _seal(note):
+        raise AdapterError(f"{path}: was changed since it was written; get the folder again")
+    if note["schema"] != SCHEMA:
+        raise AdapterError(f"{path}: is of schema {note['schema']!r}, and this version reads {SCHEMA}")
+    return note
+
+
+def _seal(note: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(note, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Every file that was written is there and is what it was, and nothing else that could be loaded."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in PICKLES:
+            raise AdapterError(f"{path}: may run code when it is loaded; remove it")
+        if path.is_symlink():
+            raise AdapterError(f"{path}: is a link; an adapter folder holds its own files")
+        if path.name not in files and path.suffix in (".safetensors", ".json") and path.name != NOTE:
+            raise AdapterError(f"{path}: is not among the files that {NOTE} lists; remove it")
+    for name, sealed in files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise AdapterError(f"{path}: is missing; get the folder again")
+        if _sealed(path) != dict(sealed):
+            raise AdapterError(f"{path}: was changed since it was written (its sha256 differs); get the folder again")
+
+
+def _sealed(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def _check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    for name, values in tensors.items():
+        if not bool(torch.isfinite(values.float()).all()):
+            raise AdapterError(f"{where}: weights {name!r} are not all finite; tune with a lower learning rate")
+
+
+# --- what is bound ---------------------------------------------------------------------------------------------------
+
+
+def _label_ids(recommender: Recommender) -> list[list[int]]:
+    """Token ids of the label words, as they stand after the template's lead; of whole titles there are none."""
+    reader, lead = recommender.verbalizer, recommender.template.front.lead
+    words = [word for name in ("labels", "yes", "no") for word in getattr(reader, name, ())]
+    backend = recommender.backend
+    assert isinstance(backend, CausalBackend), "checked before"
+    return [list(backend.tokens.text_ids(lead + word)) for word in words]
+
+
+def _minor(package: str) -> str:
+    return ".".join(version(package).split(".")[:2])
+
+
+def _plain(values: Any) -> Any:
+    return json.loads(json.dumps(values))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+# --- saved questions -------------------------------------------------------------------------------------------------
+
+
+def _query_out(query: Query) -> dict[str, Any]:
+    seen = [{"item": _item_out(one.item), "rating": one.rating, "time": one.time} for one in query.history]
+    return {"user_id": query.user_id, "history": seen, "candidates": [_item_out(item) for item in query.candidates]}
+
+
+def _query_in(values: Mapping[str, Any]) -> Query:
+    seen = (Interaction(_item_in(one["item"]), one["rating"], one["time"]) for one in values["history"])
+    return Query(values["user_id"], tuple(seen), tuple(map(_item_in, values["candidates"])))
+
+
+def _item_out(item: Item) -> list[Any]:
+    return [item.id, item.title, [list(pair) for pair in item.fields]]
+
+
+def _item_in(values: Sequence[Any]) -> Item:
+    item_id, title, fields = values
+    return Item(item_id, title, tuple((name, value) for name, value in fields))

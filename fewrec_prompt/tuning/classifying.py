@@ -1,0 +1,187 @@
+"""Answer by what a model makes of a prompt instead of by its next word: hidden states, and a classifier of them.
+
+A question about one item, such as yes or no, becomes the hidden state of its prompt; a classifier gives each class a
+share, which the class's label words divide among them. To a recommender this is a backend like any other, so the
+verbalizer reads log-odds of like, or expected ratings, and everything that scores, logs and ranks stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from fewrec_prompt.backends import Backend
+from fewrec_prompt.catalogue import Found, Rule
+from fewrec_prompt.errors import DataError, ModelError, VerbalizerError
+from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.tuning.examples import Example
+from fewrec_prompt.types import Item, Prompt, Query, Question, TokenLogprobs
+
+LIKES = 2  # classes of a judgement: 0 for no, 1 for yes
+
+
+class Classifier(Protocol):
+    """Tells classes apart by hidden states."""
+
+    def log_shares(self, states: torch.Tensor) -> torch.Tensor:
+        """Log-probability (n, n_classes), in nats, of each class after each state (n, width)."""
+        ...
+
+    def to_tensors(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays by name, and what JSON can say of them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """An item that a person has judged: what was known of the person before, and the class, from 0."""
+
+    query: Query
+    item: Item
+    label: int
+
+
+def likes(examples: Sequence[Example]) -> list[Labelled]:
+    """Every candidate: liked where it is an answer, else not."""
+    return [
+        Labelled(example.query, item, int(place in example.relevant))
+        for example in examples
+        for place, item in enumerate(example.query.candidates)
+    ]
+
+
+def ratings(examples: Sequence[Example], n_classes: int = 5) -> list[Labelled]:
+    """The last rated item of each person's history, with what came before it; a rating of 1 is class 0.
+
+    No answer of an example is looked at. Raises DataError for a rating that is no whole number from 1 to `n_classes`,
+    and where nobody has rated a second item.
+    """
+    found = []
+    for query in (example.query for example in examples):
+        rated = [place for place, seen in enumerate(query.history) if place and seen.rating is not None]
+        if rated:
+            last = query.history[rated[-1]]
+            known = replace(query, history=query.history[: rated[-1]])
+            found.append(Labelled(known, last.item, _class(last.rating, n_classes, query.user_id)))
+    if not found:
+        raise DataError("nobody has rated an item after another one; learn from likes instead")
+    return found
+
+
+def _class(rating: float | None, n_classes: int, user_id: str) -> int:
+    assert rating is not None, "only rated items are taken"
+    if rating != int(rating) or not 1 <= rating <= n_classes:
+        raise DataError(
+            f"user {user_id!r}: the rating {rating:g} is none of 1 to {n_classes}; learn from likes instead"
+        )
+    return int(rating) - 1
+
+
+def prompts_of(recommender: Recommender, labelled: Sequence[Labelled]) -> list[Prompt]:
+    """The prompt that asks about each item, with as much history as fits."""
+    classes_of(recommender)
+    asked = (recommender.questions(replace(one.query, candidates=(one.item,))) for one in labelled)
+    return [question.prompt for (question,) in asked]
+
+
+def classes_of(recommender: Recommender) -> dict[str, int]:
+    """The class of every continuation that the recommender asks. Raises VerbalizerError for one that asks of all items
+    at once."""
+    verbalizer, lead = recommender.verbalizer, recommender.template.front.lead
+    if verbalizer.kind == "judge":
+        return {lead + word: 1 for word in verbalizer.yes} | {lead + word: 0 for word in verbalizer.no}
+    if verbalizer.kind == "rate":
+        places = enumerate((label,) if isinstance(label, str) else label for label in verbalizer.labels)
+        return {lead + word: place for place, words in places for word in words}
+    raise VerbalizerError(
+        f"{recommender.template.ref.origin}: a classifier judges one item at a time, which takes a template of kind "
+        f"'judge' or 'rate', not {verbalizer.kind!r}"
+    )
+
+
+def hidden(backend: Backend, prompts: Sequence[Prompt], *, grad: bool = False) -> Any:
+    """The hidden states (n_prompts, width) of prompts. Raises ModelError for a backend that shows none."""
+    if not hasattr(backend, "hidden"):
+        raise ModelError(
+            f"{type(backend).__name__} shows no hidden states, from which a classifier learns; use a model from files "
+            "that runs here"
+        )
+    return backend.hidden(prompts, grad=grad)
+
+
+class ClassifierBackend:
+    """A backend whose label words are said by a classifier of its hidden states."""
+
+    def __init__(self, backend: Backend, classifier: Classifier, classes: Mapping[str, int]) -> None:
+        self.backend, self.classifier, self.classes = backend, classifier, dict(classes)
+        self.context_window, self.mode, self.files = backend.context_window, backend.mode, backend.files
+
+    @property
+    def adapter(self) -> str:
+        """sha256 of the classifier's numbers, and of what is learned in the model below it."""
+        whole = sha256(str(getattr(self.backend, "adapter", None)).encode())
+        for name, array in sorted(self.classifier.to_tensors()[0].items()):
+            whole.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return whole.hexdigest()
+
+    def logprobs(self, questions: Sequence[Question], *, grad: bool = False) -> list[TokenLogprobs]:
+        """Log-share of each label word, in nats, as a row of one number; torch rows with `grad`.
+
+        Raises ModelError for words that stand for no class.
+        """
+        for question in questions:
+            self._check(question)
+        states = hidden(self.backend, [question.prompt for question in questions], grad=grad)
+        if grad:
+            shares: Any = self.classifier.log_shares(states)
+        else:
+            with torch.no_grad():
+                shares = self.classifier.log_shares(torch.from_numpy(states)).double().numpy()
+        return [tuple(self._words(question, row)) for question, row in zip(questions, shares, strict=True)]
+
+    def _words(self, question: Question, row: Any) -> Iterator[Any]:
+        """The share of a class, divided among its words."""
+        classes = [self.classes[word] for word in question.continuations]
+        n_words = Counter(classes)
+        for one in classes:
+            yield row[one : one + 1] - math.log(n_words[one])
+
+    def _check(self, question: Question) -> None:
+        unknown = [word for word in question.continuations if word not in self.classes]
+        if unknown:
+            raise ModelError(
+                f"{question.prompt.template.origin}: the answer {unknown[0]!r} is no class of this classifier; it was "
+                f"learnt for {', '.join(map(repr, self.classes))}"
+            )
+
+    def identity(self, questions: Sequence[Question]) -> None:
+        """None: answers of a classifier are kept in their run alone."""
+
+    def best_continuations(self, question: Question, rule: Rule, k: int, *, budget: int | None = None) -> Found:
+        """Raises ModelError: a classifier has no titles to search."""
+        raise ModelError("a classifier judges items and cannot search a catalogue of titles; rank candidates")
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a piece of plain text."""
+        return self.backend.count_tokens(text)
+
+    def n_tokens(self, question: Question) -> int:
+        """Tokens of the longest sequence that the model below would make of it."""
+        return self.backend.n_tokens(question)
+
+    def n_computed(self, questions: Sequence[Question]) -> int:
+        """Tokens that the model below would compute for them."""
+        return self.backend.n_computed(questions)
+
+
+def classified(recommender: Recommender, classifier: Classifier, backend: Backend | None = None) -> Recommender:
+    """The recommender as it ranks with the classifier, over its own backend or another one."""
+    made = ClassifierBackend(backend or recommender.backend, classifier, classes_of(recommender))
+    return replace(recommender, backend=made)

@@ -1,0 +1,65 @@
+"""Questions with their answers, to learn from: made of queries and their qrels, for other people than are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fewrec_prompt.data.queries import QuerySet
+from fewrec_prompt.errors import DataError
+from fewrec_prompt.seeds import rng_for
+from fewrec_prompt.types import Query
+
+SMALLEST_SPLIT = 16  # examples; of fewer, all are learnt from and none is held out
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question with its answer, to learn from: `relevant` are places among the query's candidates."""
+
+    query: Query
+    relevant: tuple[int, ...]
+
+
+def examples_of(queries: QuerySet) -> tuple[Example, ...]:
+    """An example of each query whose user has an answer; in labelled data an answer may be "none of them".
+
+    Raises DataError where nobody has one among the candidates.
+    """
+    found = tuple(
+        Example(query, _places(query, queries.qrels[query.user_id]))
+        for query in queries.queries
+        if query.user_id in queries.qrels
+    )
+    if not any(example.relevant for example in found):
+        raise DataError("there is nothing to learn from: no query has its answer among its candidates")
+    return found
+
+
+def _places(query: Query, relevant: frozenset[str]) -> tuple[int, ...]:
+    return tuple(place for place, item in enumerate(query.candidates) if item.id in relevant)
+
+
+def drawn(examples: Sequence[Example], n: int, seed: int) -> tuple[Example, ...]:
+    """`n` examples, drawn by the seed: with the same seed, those for fewer shots are among those for more.
+
+    Raises DataError if there are fewer.
+    """
+    if not 0 < n <= len(examples):
+        raise DataError(f"{n} shots were asked, but there are {len(examples)} people to learn from; ask for 1 to that")
+    order = rng_for(seed, "shots").permutation(len(examples))[:n]
+    return tuple(examples[place] for place in order.tolist())
+
+
+def parted(examples: Sequence[Example], share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(learnt from, held out): a share of the people is held out, none where there are fewer than SMALLEST_SPLIT."""
+    people = sorted({_person(example) for example in examples})
+    n_held = round(share * len(people)) if len(people) >= SMALLEST_SPLIT else 0
+    held = set(rng_for(seed, "held out").permutation(people)[:n_held].tolist())
+    inside = tuple(example for example in examples if _person(example) not in held)
+    return inside, tuple(example for example in examples if _person(example) in held)
+
+
+def _person(example: Example) -> str:
+    """Who asks: a second question of user 7 is called 7#2."""
+    return example.query.user_id.partition("#")[0]

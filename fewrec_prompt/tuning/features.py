@@ -1,0 +1,55 @@
+"""What a mix is made of: numbers that were logged about each candidate, under names that stay.
+
+| name | of | unit |
+|---|---|---|
+| ROW sum, ROW mean | a row that scores whole titles | nats, nats a token |
+| ROW tokens | the same | tokens of the title and what closes it |
+| ROW score | any other row | its verbalizer's: nats, or stars |
+| ROW twin | a row with a calibration | what the row scores without the history |
+| popularity | the training part, where it is allowed | log(1 + interactions) |
+
+ROW is what the table calls the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fewrec_prompt.recommender import Answers, Recommender
+from fewrec_prompt.tuning.mix import Floats
+from fewrec_prompt.types import Query
+
+POPULARITY = "popularity"
+
+
+def features_of(row: str, recommender: Recommender, answers: Answers) -> dict[str, Floats]:
+    """The features (n_candidates,) that a row's answers to one query hold; none of them is calibrated."""
+    if recommender.verbalizer.kind == "complete":
+        (titles,) = answers.asked
+        found = {
+            f"{row} sum": np.array([title.sum() for title in titles]),
+            f"{row} mean": np.array([title.mean() for title in titles]),
+            f"{row} tokens": np.array([float(len(title)) for title in titles]),
+            f"{row} {recommender.verbalizer.length}": np.asarray(recommender.raw_scores(answers)),
+        }
+    else:
+        found = {f"{row} score": np.asarray(recommender.raw_scores(answers))}
+    if recommender.calibration.needs_twin:
+        found[f"{row} twin"] = np.asarray(recommender.prior_scores(answers))
+    return found
+
+
+def prior_of(row: str, recommender: Recommender) -> dict[str, float]:
+    """The weights under which a mix ranks as the row does: its score, less alpha of its twin's."""
+    own = getattr(recommender.verbalizer, "length", "score")  # whole titles are read by their sum or their mean
+    prior = {f"{row} {own}": 1.0}
+    if recommender.calibration.needs_twin:
+        prior[f"{row} twin"] = -recommender.calibration.alpha
+    return prior
+
+
+def popularity_of(query: Query, counts: Mapping[str, int]) -> dict[str, Floats]:
+    """How often each candidate was taken. The counts must hold nobody's answer: those of a query set do not."""
+    return {POPULARITY: np.log1p([float(counts.get(item.id, 0)) for item in query.candidates])}

@@ -1,0 +1,385 @@
+"""What learns: trainable weights put on a backend, one class for each way in which they reach the model.
+
+| class | the weights are | methods |
+|---|---|---|
+| Virtual | vectors before the prompt | soft-prompt (arXiv 2104.08691), p-tuning (arXiv 2103.10385) |
+| Prefix | keys and values before the prompt | prefix (arXiv 2101.00190) |
+| LowRank, AdaptiveRank | beside the model's own | lora (arXiv 2106.09685), adalora (arXiv 2303.10512) |
+| Full | the model's own | full |
+
+Weights that learn are in fp32 whatever the model is in. Virtual tokens begin as the tokens of an instruction, keys and
+values as what the model makes of them; P-tuning's network adds to such a beginning (as in residual prompt tuning,
+Razdaibiedina et al. 2023, arXiv 2305.03937). PEFT's own forward would drop masks and positions, so the engine puts
+learned prefixes before the prompt; what is saved is in PEFT's format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import cycle, islice
+from typing import Any, TypeAlias
+
+import torch
+from torch.nn import Parameter
+
+from fewrec_prompt.backends.causal import CausalBackend
+from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
+from fewrec_prompt.errors import ModelError
+from fewrec_prompt.seeds import rng_for
+from fewrec_prompt.tuning.settings import Settings
+
+Tensors: TypeAlias = dict[str, torch.Tensor]
+LORA_ALPHA = 2  # times the rank
+
+
+class Learner:
+    """Weights that learn on a model, and the backend that answers with them as they are now."""
+
+    backend: CausalBackend
+
+    def parameters(self) -> dict[str, Parameter]:
+        """What the optimizer changes, by name."""
+        raise NotImplementedError
+
+    def place(self) -> None:
+        """Make the backend answer with the weights as they are now; before every forward pass."""
+        self.backend.engine.forget()  # keys and values that other weights have made
+
+    def penalty(self) -> torch.Tensor | float:
+        """What the method adds to the loss of a step."""
+        return 0.0
+
+    def after_step(self) -> None:
+        """What the method does once the optimizer has changed its weights; their gradients are still there."""
+
+    def config(self) -> dict[str, Any] | None:
+        """PEFT's configuration, JSON-ready; None for a method that PEFT has not."""
+        raise NotImplementedError
+
+    def export(self) -> Tensors:
+        """What is saved, under PEFT's names."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Stop learning: the weights stay where they are, and nothing has gradients."""
+        for weights in self.parameters().values():
+            weights.requires_grad_(False)
+        self.place()
+
+    def state(self) -> Tensors:
+        """A copy of the weights, to come back to."""
+        return {name: weights.detach().clone() for name, weights in self.parameters().items()}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go back to what `state` gave."""
+        with torch.no_grad():
+            for name, weights in self.parameters().items():
+                weights.copy_(state[name])
+        self.place()
+
+
+class Virtual(Learner):
+    """Vectors (n_tokens, width) before every prompt, perhaps made by a small network that is dropped in the end."""
+
+    def __init__(self, backend: CausalBackend, settings: Settings, instruction: str) -> None:
+        _freeze(backend.model)
+        self.backend = backend.view(soft=SoftTokens(torch.zeros(settings.tokens, width(backend))))
+        self._start = _first_vectors(backend, settings, instruction)
+        self._config = _virtual_config(backend, settings)
+        if settings.method == "p-tuning":
+            self._network = torch.nn.Sequential(
+                torch.nn.Linear(width(backend), width(backend)), torch.nn.ReLU(), _zero(width(backend))
+            ).to(backend.model.device)
+            self._weights = {f"network.{name}": weights for name, weights in self._network.named_parameters()}
+            self._weights["tokens"] = Parameter(self._start.clone())
+        else:
+            self._weights = {"tokens": Parameter(self._start.clone())}
+        self.place()
+
+    def parameters(self) -> dict[str, Parameter]:
+        return self._weights
+
+    def vectors(self) -> torch.Tensor:
+        tokens = self._weights["tokens"]
+        return self._start + self._network(tokens) if len(self._weights) > 1 else tokens
+
+    def place(self) -> None:
+        self.backend.engine.soft = SoftTokens(self.vectors())
+
+    def end(self) -> None:
+        super().end()
+        self.backend.engine.soft = SoftTokens(self.vectors().detach())
+
+    def config(self) -> dict[str, Any]:
+        return self._config
+
+    def export(self) -> Tensors:
+        return {"prompt_embeddings": self.vectors().detach().clone()}
+
+
+class Prefix(Learner):
+    """Keys and values (n_tokens, n_layers · 2 · n_heads · head_dim) before every prompt, in every layer."""
+
+    def __init__(self, backend: CausalBackend, settings: Settings, instruction: str) -> None:
+        if backend.mode.layout != "packed":
+            raise ModelError(f"'prefix' needs a model that takes a tree mask, and this one is {backend.mode.layout}")
+        _freeze(backend.model)
+        with torch.no_grad():
+            start = backend.engine.keys_and_values(_first_ids(backend, settings, instruction))
+        shape = start.layers[0][0].shape
+        if any(half.shape != shape for layer in start.layers for half in layer):
+            raise ModelError("'prefix' needs keys and values of one shape in all layers; take soft-prompt or lora")
+        self._heads = {"n_heads": shape[1], "head_dim": shape[3]}
+        values = flat(start).float()
+        if settings.init == "random":
+            noise = rng_for(settings.seed, "first keys and values").standard_normal(values.shape)
+            values = values.std() * torch.from_numpy(noise).to(values)
+        self._weights = {"prefix": Parameter(values.clone())}
+        self._config = _virtual_config(backend, settings)
+        self.backend = backend.view(soft=start)
+        self.place()
+
+    def parameters(self) -> dict[str, Parameter]:
+        return self._weights
+
+    def place(self) -> None:
+        values = self._weights["prefix"].to(self.backend.model.dtype)
+        self.backend.engine.soft = unflat(values, **self._heads)
+
+    def config(self) -> dict[str, Any]:
+        return self._config
+
+    def export(self) -> Tensors:
+        return {"prompt_embeddings": self._weights["prefix"].detach().clone()}
+
+
+class LowRank(Learner):
+    """LoRA or AdaLoRA inside the model, through PEFT."""
+
+    def __init__(self, backend: CausalBackend, settings: Settings, n_steps: int) -> None:
+        _freeze(backend.model)
+        torch.manual_seed(settings.seed)  # PEFT draws its first weights from torch's own generator
+        self.name = backend.switch.add(_low_rank_config(backend.model, settings, n_steps), learning=True)
+        self.backend = backend.view(adapter_name=self.name)
+        self._peft = backend.switch.peft
+        self.place()
+        for weights in self.parameters().values():
+            weights.data = weights.data.float()
+
+    def parameters(self) -> dict[str, Parameter]:
+        named = self.backend.model.named_parameters()
+        return {name: weights for name, weights in named if self.name in name.split(".") and "ranknum" not in name}
+
+    def place(self) -> None:
+        super().place()
+        self.backend.switch.use(self.name)
+
+    def end(self) -> None:
+        super().end()
+        self.backend.switch.stop_learning()
+
+    def config(self) -> dict[str, Any]:
+        return _json_ready(self._peft.peft_config[self.name])
+
+    def export(self) -> Tensors:
+        from peft import get_peft_model_state_dict
+
+        found = get_peft_model_state_dict(self._peft, adapter_name=self.name)
+        return {name: weights.detach().clone().contiguous() for name, weights in found.items()}
+
+
+class AdaptiveRank(LowRank):
+    """AdaLoRA: more rank than is wanted, of which the least important is taken away step by step."""
+
+    _HELD = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what PEFT's allocator remembers of every weight
+
+    def __init__(self, backend: CausalBackend, settings: Settings, n_steps: int) -> None:
+        super().__init__(backend, settings, n_steps)
+        self._n_done = 0
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank that each matrix has now."""
+        pattern = self._peft.peft_config[self.name].rank_pattern or {}
+        return {name: sum(kept) for name, kept in pattern.items()}
+
+    def penalty(self) -> torch.Tensor:
+        """How far P and Q of W = PΛQ are from orthogonal: equation 4 of the paper, weighted as PEFT does."""
+        parts = [self._apart(name, weights) for name, weights in self.parameters().items() if "lora_E" not in name]
+        weight: float = self._peft.peft_config[self.name].orth_reg_weight
+        return weight * torch.stack(parts).mean()
+
+    @staticmethod
+    def _apart(name: str, weights: torch.Tensor) -> torch.Tensor:
+        product = weights @ weights.T if "lora_A" in name else weights.T @ weights
+        distance: torch.Tensor = torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device))
+        return distance
+
+    def after_step(self) -> None:
+        self._peft.base_model.update_and_allocate(self._n_done)
+        self._n_done += 1
+
+    def state(self) -> Tensors:
+        """The weights, which directions are kept, and how much each mattered so far."""
+        pattern = self._peft.peft_config[self.name].rank_pattern or {}
+        allocator = self._peft.base_model.rankallocator
+        held = {f"{kind}:{name}": v.clone() for kind in self._HELD for name, v in getattr(allocator, kind).items()}
+        kept = {f"pattern:{name}": torch.tensor(directions) for name, directions in pattern.items()}
+        return super().state() | held | kept | {"n_done": torch.tensor(self._n_done)}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        super().restore(state)
+        allocator, config = self._peft.base_model.rankallocator, self._peft.peft_config[self.name]
+        for kind in self._HELD:
+            setattr(allocator, kind, {key: v.clone() for key, v in _below(f"{kind}:", state).items()})
+        pattern = {name: directions.tolist() for name, directions in _below("pattern:", state).items()}
+        config.rank_pattern = pattern or None
+        self._n_done = int(state["n_done"])
+
+
+class Full(Learner):
+    """Every weight of the model."""
+
+    def __init__(self, backend: CausalBackend) -> None:
+        if backend.mode.precision != "fp32":
+            raise ModelError(
+                f"'full' changes the model's own weights, which takes fp32, and this model is in "
+                f"{backend.mode.precision}; ask for --precision fp32, or take lora"
+            )
+        self.backend = backend.view()
+        for weights in backend.model.parameters():
+            weights.requires_grad_(True)
+
+    def parameters(self) -> dict[str, Parameter]:
+        return dict(self.backend.model.named_parameters())
+
+    def config(self) -> None:
+        """None: the whole model is saved."""
+
+    def export(self) -> Tensors:
+        return self.state()
+
+
+def begin(backend: CausalBackend, settings: Settings, *, instruction: str, n_steps: int) -> Learner:
+    """Put the method's weights on the model. Virtual tokens begin as those of the instruction.
+
+    `n_steps` is what AdaLoRA plans its ranks by. Raises ModelError for a method that this model cannot take.
+    """
+    if settings.checkpointing:
+        backend.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    match settings.method:
+        case "soft-prompt" | "p-tuning":
+            return Virtual(backend, settings, instruction)
+        case "prefix":
+            return Prefix(backend, settings, instruction)
+        case "lora":
+            return LowRank(backend, settings, n_steps)
+        case "adalora":
+            return AdaptiveRank(backend, settings, n_steps)
+        case "full":
+            return Full(backend)
+
+
+def flat(prefix: KeyValues) -> torch.Tensor:
+    """PEFT's form of keys and values: (n_tokens, n_layers · 2 · n_heads · head_dim)."""
+    halves = torch.stack([half[0] for layer in prefix.layers for half in layer])  # (2 n_layers, heads, tokens, dim)
+    return halves.permute(2, 0, 1, 3).flatten(1)
+
+
+def unflat(values: torch.Tensor, *, n_heads: int, head_dim: int) -> KeyValues:
+    """Keys and values of PEFT's form."""
+    halves = values.view(len(values), -1, n_heads, head_dim).permute(1, 2, 0, 3)[:, None]
+    return KeyValues(tuple((halves[at], halves[at + 1]) for at in range(0, len(halves), 2)))
+
+
+def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> Tensors:
+    return {name.removeprefix(prefix): values for name, values in state.items() if name.startswith(prefix)}
+
+
+def _freeze(model: Any) -> None:
+    for weights in model.parameters():
+        weights.requires_grad_(False)
+
+
+def width(backend: CausalBackend) -> int:
+    """Numbers in the vector of a token."""
+    return int(backend.model.get_input_embeddings().weight.shape[1])
+
+
+def _zero(width: int) -> torch.nn.Linear:
+    """A layer that adds nothing yet."""
+    layer = torch.nn.Linear(width, width)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _first_ids(backend: CausalBackend, settings: Settings, instruction: str) -> tuple[int, ...]:
+    """Token ids that virtual tokens begin as: those of the instruction, again and again, or any words."""
+    if settings.init == "vocabulary":
+        n_words = len(backend.model.get_input_embeddings().weight)
+        drawn = rng_for(settings.seed, "first tokens").integers(0, n_words, settings.tokens)
+        return tuple(int(word) for word in drawn)
+    ids = backend.tokens.text_ids(instruction)
+    return tuple(islice(cycle(ids), settings.tokens))
+
+
+def _first_vectors(backend: CausalBackend, settings: Settings, instruction: str) -> torch.Tensor:
+    embeddings = backend.model.get_input_embeddings()
+    ids = torch.tensor(_first_ids(backend, settings, instruction), device=embeddings.weight.device)
+    with torch.no_grad():
+        vectors: torch.Tensor = embeddings(ids).float()
+    if settings.init != "random":
+        return vectors
+    noise = rng_for(settings.seed, "first vectors").standard_normal(vectors.shape)
+    drawn: torch.Tensor = vectors.std() * torch.from_numpy(noise).to(vectors)
+    return drawn
+
+
+def _virtual_config(backend: CausalBackend, settings: Settings) -> dict[str, Any]:
+    """What PEFT wants to know of virtual tokens; it finds the model's shape by itself."""
+    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+
+    kinds = {"soft-prompt": PromptTuningConfig, "p-tuning": PromptEncoderConfig, "prefix": PrefixTuningConfig}
+    config = kinds[settings.method](task_type="CAUSAL_LM", num_virtual_tokens=settings.tokens)
+    with torch.random.fork_rng():
+        made = get_peft_model(backend.model, config)  # leaves the model as it is
+    return _json_ready(made.peft_config["default"])
+
+
+def _low_rank_config(model: Any, settings: Settings, n_steps: int) -> Any:
+    from peft import AdaLoraConfig, LoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    shared = {
+        "task_type": "CAUSAL_LM",
+        "lora_alpha": LORA_ALPHA * settings.rank,
+        "lora_dropout": settings.dropout,
+        "target_modules": "all-linear" if settings.targets == "all" else _attention(model.config.model_type),
+        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
+    }
+    if settings.method == "lora":
+        return LoraConfig(r=settings.rank, **shared)
+    if n_steps < 4:
+        raise ModelError(f"adalora plans its ranks over {n_steps} steps, and needs 4; give more epochs or shots")
+    rest = {"tinit": n_steps // 6, "tfinal": n_steps // 3, "total_step": n_steps}
+    return AdaLoraConfig(target_r=settings.rank, init_r=round(1.5 * settings.rank), **rest, **shared)
+
+
+def _attention(family: str) -> list[str]:
+    """The projections that LoRA changes where nothing else is said: queries and values, as PEFT knows the family."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    if family not in KNOWN:
+        raise ModelError(f"nothing is known of the attention of {family!r} models; ask for --targets all")
+    return list(KNOWN[family])
+
+
+def _json_ready(config: Any) -> dict[str, Any]:
+    """A PEFT configuration as it would be saved."""
+    values = config.to_dict() | {
+        "inference_mode": True,
+        "base_model_name_or_path": None,
+        "peft_type": config.peft_type.value,
+    }
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}

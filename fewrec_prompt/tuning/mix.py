@@ -1,0 +1,235 @@
+"""Learn how much each logged number counts: a handful of weights over what a model has said. No model, no torch.
+
+A candidate's score is a weighted sum of its features (features.py). Weights minimise the listwise cross-entropy of the
+answers and `strength` / 2 times the squared distance from a prior, such as title scoring with a fixed alpha. A few
+people cannot tell five weights: left to themselves they drag them anywhere. So several strengths are fitted, "the prior
+as it is" among them, and averaged by how well each foretells people it has not seen, one left out at a time: pseudo-BMA
+(Yao et al. 2018, arXiv 1704.02030). With 4 people that stays near the prior, with 256 it is the best strength alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fewrec_prompt.errors import DataError
+from fewrec_prompt.tuning.examples import Example
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Features: TypeAlias = Mapping[str, Floats]
+"""Numbers about each candidate of one query, (n_candidates,), by name."""
+
+MOST = 16  # weights
+STRENGTHS = (300.0, 100.0, 30.0, 10.0, 3.0)  # nats for a weight that is off by a nat a standard deviation
+TRUST = 0.5  # in the prior as it is, before anybody is heard
+SCALES = np.geomspace(0.2, 3.0, 30)  # of the prior, in nats a standard deviation of its scores
+LONGEST = 2.0  # step of a fit, in nats a standard deviation
+_MOST_STEPS, _TINY, _CLOSE = 100, 1e-9, 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Weights of features, by name, and how they were found."""
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]  # nats for one unit of the feature
+    prior_share: float  # what the prior as it is has in the average
+    strength: float  # that has most; inf: the prior as it is
+    loss: float  # nats a person, each left out in turn
+    prior_loss: float  # the same of the prior
+    n_users: int
+
+    def scores(self, features: Features) -> Floats:
+        """Scores (n_candidates,). Raises DataError for features that are not those it was fitted on."""
+        return np.asarray(_columns(features, self.names) @ np.array(self.weights))
+
+    def to_tensors(self) -> tuple[dict[str, Floats], dict[str, Any]]:
+        """Arrays by name, and what JSON can say of them; `from_tensors` takes both."""
+        strength = self.strength if math.isfinite(self.strength) else None  # JSON has no infinity
+        meta = asdict(self) | {"names": list(self.names), "strength": strength}
+        return {"weights": np.array(meta.pop("weights"))}, meta
+
+    @classmethod
+    def from_tensors(cls, arrays: Mapping[str, Floats], meta: Mapping[str, Any]) -> Mix:
+        """What `to_tensors` gave. Raises DataError where arrays and names do not belong together."""
+        weights, names = np.asarray(arrays["weights"], dtype=np.float64), tuple(meta["names"])
+        if weights.shape != (len(names),) or not np.isfinite(weights).all():
+            raise DataError(f"a mix of {len(names)} features needs as many finite weights, not {weights.tolist()}")
+        strength = math.inf if meta["strength"] is None else meta["strength"]
+        return cls(**{**meta, "names": names, "weights": tuple(weights.tolist()), "strength": strength})
+
+
+def fit(examples: Sequence[Example], logged: Sequence[Features], prior: Mapping[str, float]) -> Mix:
+    """The mix that these people's answers speak for, near `prior`: weights by feature name, 0 where not named.
+
+    Scores keep their order when all weights grow, so of the prior only the direction is meant: its scale is fitted
+    first and is no distance. Distances are in standard deviations of a feature within a person's candidates.
+    Deterministic; 5 ms for 4 people, 0.3 s for 256. Raises DataError for nobody, for features that differ
+    between people, for more than MOST of them, and for a prior over none of them.
+    """
+    names = _checked(examples, logged, prior)
+    problem, spread = _problem(examples, logged, names)
+    direction = np.array([prior.get(name, 0.0) for name in names]) * spread
+    scale, start = _scaled(problem, direction)
+    # A prior that few people agree with is scaled down, and must not become easy to overrule by that.
+    pulls = [strength / min(1.0, scale) ** 2 for strength in STRENGTHS]
+    fitted = [start] + [_fitted(problem, start, pull) for pull in pulls]
+    losses = [problem.losses(start)]
+    losses += [_left_out(problem, start, pull, own) for pull, own in zip(pulls, fitted[1:], strict=True)]
+    shares = _shares([float(of_people.sum()) for of_people in losses])
+    means = np.array([of_people.mean() for of_people in losses])
+    weights = (shares @ np.array(fitted)) / spread
+    return Mix(
+        names,
+        tuple(weights.tolist()),
+        prior_share=float(shares[0]),
+        strength=(math.inf, *STRENGTHS)[int(shares.argmax())],
+        loss=float(shares @ means),
+        prior_loss=float(means[0]),
+        n_users=len(examples),
+    )
+
+
+def _shares(losses: Sequence[float]) -> Floats:
+    """What each way counts in the average, the prior first: by the loss (nats) over all people who were left out."""
+    trust = np.array([TRUST, *[(1 - TRUST) / len(STRENGTHS)] * len(STRENGTHS)])
+    shares = trust * np.exp(min(losses) - np.array(losses))
+    return np.asarray(shares / shares.sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Problem:
+    """All candidates of n people, lists padded to one length: features (n, length, p), who is right, who is there."""
+
+    features: Floats
+    targets: Floats  # (n, length); a person's sum to 1
+    there: npt.NDArray[np.bool_]
+
+    def losses(self, weights: Floats) -> Floats:
+        """Cross-entropy (n,) of each person's answer in nats."""
+        return np.asarray(self.all_losses(weights[None])[0])
+
+    def all_losses(self, weights: Floats) -> Floats:
+        """The same (f, n) under the weights (f, p) of several fits."""
+        logits = self._logits(weights)
+        top = logits.max(1)
+        norm = top + np.log(np.exp(logits - top[:, None]).sum(1))
+        right = (self.targets[:, :, None] * np.where(self.there[:, :, None], logits, 0.0)).sum(1)
+        return np.asarray((norm - right).T)
+
+    def derivatives(self, weights: Floats) -> tuple[Floats, Floats]:
+        """First (f, n, p) and second (f, n, p, p) derivatives of each person's loss under the weights (f, p)."""
+        logits = self._logits(weights)
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        n, length, p = self.features.shape
+        pairs = (self.features[..., :, None] * self.features[..., None, :]).reshape(n, length, p * p)
+        means = (self.features.transpose(0, 2, 1) @ shares).transpose(2, 0, 1)
+        squares = (pairs.transpose(0, 2, 1) @ shares).transpose(2, 0, 1).reshape(-1, n, p, p)
+        right = (self.targets[:, None] @ self.features)[:, 0]
+        return means - right, squares - means[..., :, None] * means[..., None, :]
+
+    def _logits(self, weights: Floats) -> Floats:
+        """(n, length, f)"""
+        return np.where(self.there[:, :, None], self.features @ weights.T, -np.inf)
+
+
+def _problem(examples: Sequence[Example], logged: Sequence[Features], names: Sequence[str]) -> tuple[_Problem, Floats]:
+    """The lists, and the standard deviation of each feature within them, by which it is divided (1 where it is 0).
+
+    A softmax does not see what all candidates of a list share, so each list is centred.
+    """
+    lists = [_columns(features, names) for features in logged]
+    lists = [columns - columns.mean(0) for columns in lists]
+    spread = np.sqrt(np.concatenate(lists).var(0))
+    spread[spread < _TINY] = 1.0
+    shape = (len(lists), max(map(len, lists)))
+    features, targets, there = np.zeros((*shape, len(names))), np.zeros(shape), np.zeros(shape, dtype=bool)
+    for place, (example, columns) in enumerate(zip(examples, lists, strict=True)):
+        features[place, : len(columns)] = columns / spread
+        targets[place, list(example.relevant)] = 1 / len(example.relevant)
+        there[place, : len(columns)] = True
+    return _Problem(features, targets, there), spread
+
+
+def _scaled(problem: _Problem, direction: Floats) -> tuple[float, Floats]:
+    """What the prior's scores are worth to these people, in nats a standard deviation, and weights that say so.
+
+    It is one of SCALES: never nothing, and never below.
+    """
+    unit = direction / max(float((problem.features[problem.there] @ direction).std()), _TINY)
+    losses = problem.all_losses(SCALES[:, None] * unit).sum(-1)
+    scale = float(SCALES[int(losses.argmin())])
+    return scale, scale * unit
+
+
+def _fitted(problem: _Problem, start: Floats, strength: float) -> Floats:
+    """The weights of least penalised loss, by Newton steps; the loss is convex, so there is one such place."""
+    weights = start
+    for _ in range(_MOST_STEPS):
+        slopes, curvatures = (one[0].sum(0) for one in problem.derivatives(weights[None]))
+        step = _step(slopes, curvatures, weights - start, strength)
+        weights = weights - step
+        if np.abs(step).max() < _TINY:
+            break
+    return weights
+
+
+def _left_out(problem: _Problem, start: Floats, strength: float, together: Floats) -> Floats:
+    """Each person's loss (n,) under the weights that the others alone lead to; `together` is where all of them do.
+
+    Those fits are made at once, from there on. The first step is the usual approximation of leaving one out (Rad &
+    Maleki 2020, arXiv 1801.10243); it is good for many people, and it is for few that this matters.
+    """
+    n = len(problem.features)
+    own = np.arange(n), np.arange(n)
+    weights = np.repeat(together[None], n, axis=0)
+    for _ in range(_MOST_STEPS):
+        slopes, curvatures = problem.derivatives(weights)
+        others = slopes.sum(1) - slopes[own], curvatures.sum(1) - curvatures[own]
+        step = _step(*others, weights - start, strength)
+        weights = weights - step
+        if np.abs(step).max() < _CLOSE:
+            break
+    return np.asarray(problem.all_losses(weights)[own])
+
+
+def _step(slope: Floats, curvature: Floats, moved: Floats, strength: float) -> Floats:
+    """A Newton step (…, p) of the penalised loss, no longer than LONGEST: far from the least it would be too long."""
+    pulled = curvature + strength * np.eye(slope.shape[-1])
+    step = np.linalg.solve(pulled, (slope + strength * moved)[..., None])[..., 0]
+    length = np.linalg.norm(step, axis=-1, keepdims=True)
+    return np.asarray(step * np.minimum(1.0, LONGEST / np.maximum(length, LONGEST)))
+
+
+def _columns(features: Features, names: Sequence[str]) -> Floats:
+    """The features (n_candidates, n_names) in this order."""
+    if set(features) != set(names):
+        raise DataError(f"features are {', '.join(features)}, but the mix is one of {', '.join(names)}")
+    return np.stack([np.asarray(features[name], dtype=np.float64) for name in names], axis=-1)
+
+
+def _checked(examples: Sequence[Example], logged: Sequence[Features], prior: Mapping[str, float]) -> tuple[str, ...]:
+    """The names of the features. Raises DataError for what cannot be fitted."""
+    assert len(examples) == len(logged), "features for each example"
+    if not examples:
+        raise DataError("there is nobody to learn from; give at least one example")
+    names = tuple(logged[0])
+    if len(names) > MOST:
+        raise DataError(f"{len(names)} features; a mix has {MOST} weights at most, so name fewer rows")
+    if unknown := sorted(prior.keys() - set(names)):
+        raise DataError(f"the prior weighs {unknown[0]!r}, which is none of the features: {', '.join(names)}")
+    if not any(prior.values()) or not all(map(math.isfinite, prior.values())):
+        raise DataError("the prior weighs nothing; give at least one feature a weight that is not 0")
+    for example in examples:
+        if not 0 < len(example.relevant) < len(example.query.candidates):
+            raise DataError(
+                f"user {example.query.user_id!r}: {len(example.relevant)} of {len(example.query.candidates)} "
+                "candidates are right, which says nothing of the others; leave this user out"
+            )
+    return names

@@ -1,0 +1,81 @@
+"""Rank by a mix: ask what its rows ask, and weigh what they were answered. Kept as a folder like all that is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewrec_prompt.errors import AdapterError
+from fewrec_prompt.recommender import Answers, Recommender
+from fewrec_prompt.tuning import adapters
+from fewrec_prompt.tuning.features import features_of, popularity_of
+from fewrec_prompt.tuning.mix import Features, Floats, Mix
+from fewrec_prompt.types import Query, Ranking
+
+METHOD = "mix"
+
+
+@dataclass(frozen=True, slots=True)
+class MixRecommender:
+    """Ranks by a mix of rows, by the names they have in the table; with counts by popularity, too.
+
+    Counts are for a mix that was fitted with popularity, and for no other.
+    """
+
+    rows: Mapping[str, Recommender]
+    mix: Mix
+    counts: Mapping[str, int] | None = None
+
+    def rank(self, query: Query) -> Ranking:
+        """The candidates, best first."""
+        answers = [row.answers(query) for row in self.rows.values()]
+        n_history = min(one.n_history for one in answers)
+        return Ranking.from_scores(query, self.scores(query, answers).tolist(), n_history)
+
+    def scores(self, query: Query, answers: Sequence[Answers]) -> Floats:
+        """Scores (n_candidates,) from what each row was answered."""
+        return self.mix.scores(all_features(self.rows, query, answers, self.counts))
+
+
+def all_features(
+    rows: Mapping[str, Recommender],
+    query: Query,
+    answers: Sequence[Answers],
+    counts: Mapping[str, int] | None = None,
+) -> Features:
+    """The features of a query that several rows were asked; with counts popularity, too."""
+    found: dict[str, Floats] = {}
+    for (name, row), own in zip(rows.items(), answers, strict=True):
+        found |= features_of(name, row, own)
+    return found | (popularity_of(query, counts) if counts is not None else {})
+
+
+def save(folder: Path, mix: Mix, rows: Mapping[str, Recommender], about: Mapping[str, Any]) -> Path:
+    """Write a mix, bound to all that its rows ask with. Raises AdapterError as `adapters.save` and `bindings` do."""
+    arrays, meta = mix.to_tensors()
+    bound = {name: adapters.bindings(row) for name, row in rows.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return adapters.save(folder, METHOD, bound, tensors, about={**about, "mix": meta})
+
+
+def load(folder: Path, rows: Mapping[str, Recommender], *, force: bool = False) -> tuple[Mix, dict[str, Any]]:
+    """The mix in a folder, for these rows, and what a record says of it.
+
+    Raises AdapterError for a folder that holds no mix, or that of other rows; with `force` only for the names of rows.
+    """
+    adapter = adapters.read(folder)
+    if adapter.method != METHOD:
+        raise AdapterError(f"{folder}: holds what {adapter.method!r} learnt, and no mix; give it to a row as `adapter`")
+    if set(adapter.bound) != set(rows):
+        raise AdapterError(f"{folder}: is a mix of {', '.join(adapter.bound)}, and not of {', '.join(rows)}")
+    forced = [
+        f"{name}: {what}"
+        for name, row in rows.items()
+        for what in adapters.check_bindings(replace(adapter, bound=adapter.bound[name]), row, force=force)
+    ]
+    mix = Mix.from_tensors({name: values.numpy() for name, values in adapter.tensors.items()}, adapter.about["mix"])
+    return mix, {"name": folder.name, "method": METHOD, "sha256": adapter.sha256, "forced": forced}

@@ -1,0 +1,125 @@
+"""What a person may say about tuning, and what each method takes where nothing is said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from fewrec_prompt.errors import FewrecError, did_you_mean
+from fewrec_prompt.tuning.losses import LossName
+
+MethodName = Literal["soft-prompt", "p-tuning", "prefix", "lora", "adalora", "full"]
+InitName = Literal["instruction", "vocabulary", "random"]
+TargetsName = Literal["attention", "all"]
+NegativesName = Literal["given", "uniform", "popularity", "in-batch", "hard"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a method learns. None: the method's own (see DEFAULTS), the listwise loss.
+
+    `tokens` belongs to the virtual tokens, `rank` and `targets` (which linear layers) to the low-rank methods. `batch`
+    is people a step. `warm_up` are passes over the histories alone, as plain modelling of the next title, before any
+    answer is learnt from; `held_out` is the share of people that early stopping looks at, and `patience` how many
+    passes may go by without a better one. Raises FewrecError for values that cannot be meant.
+    """
+
+    method: MethodName = "soft-prompt"
+    tokens: int = 20
+    rank: int = 8
+    targets: TargetsName = "attention"
+    init: InitName = "instruction"
+    learning_rate: float | None = None
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    epochs: int | None = None
+    batch: int = 8
+    loss: LossName | None = None
+    negatives: NegativesName = "given"
+    warm_up: int = 0
+    held_out: float = 0.25
+    patience: int = 2
+    seed: int = 0
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name, names in _NAMES.items():
+            value = getattr(self, name)
+            if value not in names and (name, value) != ("loss", None):
+                raise FewrecError(f"unknown {name} {value!r}; {did_you_mean(str(value), names)}")
+        for name, (low, high) in _BOUNDS.items():
+            number = getattr(self, name)
+            if number is not None and not (math.isfinite(number) and low <= number <= high):
+                raise FewrecError(f"{name.replace('_', ' ')} is {number}; give a number from {low:g} to {high:g}")
+        if self.checkpointing and self.method == "prefix":
+            raise FewrecError("gradient checkpointing drops keys and values, which is what 'prefix' learns; leave one")
+
+    def complete(self) -> Settings:
+        """The same with the method's own numbers in the place of None."""
+        rate, epochs = DEFAULTS[self.method]
+        return replace(
+            self,
+            loss="listwise" if self.loss is None else self.loss,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
+            epochs=epochs if self.epochs is None else self.epochs,
+        )
+
+    @property
+    def loss_name(self) -> LossName:
+        """The loss of complete settings."""
+        assert self.loss is not None, "settings are completed first"
+        return self.loss
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of complete settings."""
+        assert self.learning_rate is not None, "settings are completed first"
+        return self.learning_rate
+
+    @property
+    def n_epochs(self) -> int:
+        """Passes over the answers, of complete settings."""
+        assert self.epochs is not None, "settings are completed first"
+        return self.epochs
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        """What `to_dict` made. Raises FewrecError for a key nobody knows."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise FewrecError(f"unknown tuning setting {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
+        return cls(**values)
+
+
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "method": get_args(MethodName),
+    "init": get_args(InitName),
+    "targets": get_args(TargetsName),
+    "loss": get_args(LossName),
+    "negatives": get_args(NegativesName),
+}
+_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "tokens": (1, 200),
+    "rank": (1, 512),
+    "learning_rate": (1e-8, 1.0),
+    "weight_decay": (0.0, 1.0),
+    "dropout": (0.0, 0.9),
+    "epochs": (1, 1000),
+    "batch": (1, 4096),
+    "warm_up": (0, 100),
+    "held_out": (0.0, 0.5),
+    "patience": (1, 1000),
+}
+DEFAULTS: Mapping[MethodName, tuple[float, int]] = {  # learning rate, epochs
+    "soft-prompt": (3e-3, 3),
+    "p-tuning": (1e-3, 3),
+    "prefix": (3e-3, 3),
+    "lora": (3e-4, 3),
+    "adalora": (2e-3, 3),
+    "full": (3e-5, 3),
+}

@@ -1,0 +1,292 @@
+"""Classifiers of hidden states: what they learn, that they are backends like any other, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from _tiny import FILMS, TITLES, model, tokenizer
+
+from fewrec_prompt.backends.causal import CausalBackend
+from fewrec_prompt.backends.precision import NumericMode
+from fewrec_prompt.backends.toy import ToyBackend
+from fewrec_prompt.errors import DataError, ModelError, VerbalizerError
+from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.tuning import head, prototypes
+from fewrec_prompt.tuning.classifying import ClassifierBackend, Labelled, classes_of, classified, likes, ratings
+from fewrec_prompt.tuning.examples import Example
+from fewrec_prompt.tuning.head import Head, HeadSettings
+from fewrec_prompt.tuning.methods import begin
+from fewrec_prompt.tuning.prototypes import Prototypes
+from fewrec_prompt.tuning.settings import Settings
+from fewrec_prompt.types import Interaction, Item, Prompt, Query, Question
+
+ITEMS = tuple(Item(f"i{place}", title) for place, title in enumerate(TITLES))
+
+
+def backend(family="llama") -> CausalBackend:
+    words = tokenizer()
+    return CausalBackend(model(family, n_words=len(words)), words, NumericMode("fp32", "made for a test", "cpu"))
+
+
+def recommender(prompt="judge", of=None) -> Recommender:
+    template, reader, _ = choose(prompt, None, "none", None, None)
+    return Recommender(template, reader, of or backend(), FILMS)
+
+
+def examples(users: range = range(6), rating: float | None = None) -> list[Example]:
+    """People who saw two films; of three others everybody likes the second, whatever they saw."""
+    found = []
+    for user in users:
+        seen = (ITEMS[user % 4], ITEMS[(user + 1) % 4])
+        history = tuple(Interaction(item, None if rating is None else rating + at) for at, item in enumerate(seen))
+        found.append(Example(Query(f"u{user}", history, ITEMS[4:7]), (1,)))
+    return found
+
+
+class Told:
+    """A backend whose hidden states are told: by the first word of the prompt that is known."""
+
+    def __init__(self, states):
+        self._states, toy = states, ToyBackend()
+        self.context_window, self.mode, self.files = toy.context_window, toy.mode, toy.files
+        self.n_tokens, self.n_computed = toy.n_tokens, toy.n_computed
+
+    def hidden(self, prompts, *, grad=False):
+        rows = [next(state for word, state in self._states.items() if word in str(prompt)) for prompt in prompts]
+        found = torch.tensor(rows, requires_grad=grad)
+        return found if grad else found.numpy()
+
+
+# --- prototypes --------------------------------------------------------------------------------------------------
+
+
+def test_prototypes_are_worked_out_by_hand():
+    """States 0, 2 (class 0) and 4, 6 (class 1): their mean is 3, their deviation √5, class means ∓2/√5, and each state
+    is 1/√5 from its own, so the variance is 1/5. A state at 4 is at 1/√5: in squares 9/5 from one mean, 1/5 from the
+    other.
+    """
+    made = Prototypes.of(np.array([[0.0], [2.0], [4.0], [6.0]]), [0, 0, 1, 1], 2)
+
+    assert made.means[:, 0] == pytest.approx([-2 / math.sqrt(5), 2 / math.sqrt(5)])
+    assert made.variance == pytest.approx(0.2)
+    (shares,) = made.log_shares(torch.tensor([[4.0]])).tolist()
+    assert shares[1] - shares[0] == pytest.approx((9 / 5 - 1 / 5) / 2 / 0.2)
+    assert sum(map(math.exp, shares)) == pytest.approx(1.0)
+
+
+def test_a_dimension_that_is_large_and_says_nothing_decides_nothing():
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    states = np.stack([1000 * rng.standard_normal(40), labels + 0.1 * rng.standard_normal(40)], axis=1)
+
+    made = Prototypes.of(states, labels.tolist(), 2)
+
+    found = made.log_shares(torch.from_numpy(states)).argmax(-1).numpy()
+    assert (found == labels).mean() > 0.95
+
+
+def test_prototypes_rank_what_was_liked_first_and_touch_no_weight():
+    start = recommender()
+    before = {name: weights.clone() for name, weights in start.backend.model.named_parameters()}
+
+    made = classified(start, prototypes.fit(start, likes(examples())))
+
+    for example in examples(range(20, 24)):
+        ranking = made.rank(example.query)
+        assert all(map(math.isfinite, ranking.scores))
+        assert ranking.item_ids[0] == ITEMS[5].id
+    after = dict(start.backend.model.named_parameters())
+    assert all(torch.equal(weights, after[name]) for name, weights in before.items())
+
+
+def test_prototypes_expect_a_rating_from_classes_that_are_ratings():
+    told = Told({"Up": [0.0, 1.0], "Amélie": [1.0, 0.0], "Brat": [0.5, 0.5]})
+    labelled = [Labelled(Query("u", (Interaction(ITEMS[0]),), ()), ITEMS[4 + at % 2], 4 * (at % 2)) for at in range(4)]
+    labelled += [Labelled(labelled[0].query, ITEMS[6], label) for label in (1, 2, 3)]
+    start = recommender("rate", told)
+
+    made = classified(start, prototypes.fit(start, labelled))
+
+    ranking = made.rank(Query("u", labelled[0].query.history, (ITEMS[4], ITEMS[5])))
+    assert ranking.item_ids == ("i5", "i4")
+    assert all(1 <= score <= 5 for score in ranking.scores)
+
+
+# --- the head ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def trained():
+    return head.fit(
+        recommender(), likes(examples()), held_out=likes(examples(range(10, 14))), test=likes(examples(range(20, 24)))
+    )
+
+
+def test_the_loss_of_a_head_falls_and_everybody_s_favourite_comes_first():
+    found = trained()
+
+    assert found.passes[-1].loss < found.passes[0].loss / 4
+    assert found.passes[0].loss == pytest.approx(math.log(2)), "a head that knows nothing says one half"
+    for example in examples(range(20, 24)):
+        assert found.recommender.rank(example.query).item_ids[0] == ITEMS[5].id
+
+
+def test_people_held_out_are_measured_after_every_pass_and_the_test_once():
+    found = trained()
+
+    assert [one.epoch for one in found.passes] == list(range(len(found.passes)))
+    assert found.passes[0].held_out.f1 == 0.0
+    assert found.passes[found.best_epoch].held_out.loss == min(one.held_out.loss for one in found.passes)
+    assert found.test.accuracy == found.test.f1 == 1.0
+    assert set(found.to_dict()["test"]) == {"loss", "accuracy", "precision", "recall", "f1"}
+
+
+def test_a_head_stops_when_people_held_out_say_otherwise_and_goes_back_to_the_best_pass():
+    against = [replace(one, label=1 - one.label) for one in likes(examples(range(10, 14)))]
+
+    found = head.fit(recommender(), likes(examples()), held_out=against, settings=HeadSettings(patience=2))
+
+    assert found.best_epoch == 0
+    assert len(found.passes) == 3
+    assert not found.head.weights.any()
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_head_and_a_model_below_it_learn_together(method, family):
+    start = recommender(of=backend(family))
+    learner = begin(start.backend, Settings(method, rank=4), instruction="films", n_steps=10)
+    before = {name: weights.detach().clone() for name, weights in learner.parameters().items()}
+    settings = HeadSettings(rate=1e-3, model_rate=1e-2, epochs=4, batch=6)
+
+    found = head.fit(start, likes(examples()), settings=settings, learner=learner)
+
+    assert found.passes[-1].loss < found.passes[0].loss
+    moved = [float((weights - before[name]).abs().max()) for name, weights in learner.parameters().items()]
+    assert max(moved) > 1e-3, "and not the head alone"
+    alone = head.fit(recommender(of=backend(family)), likes(examples()), settings=replace(settings))
+    assert found.passes[-1].loss < alone.passes[-1].loss
+
+
+def test_the_same_seed_gives_the_same_head():
+    one, other = (head.fit(recommender(), likes(examples()), settings=HeadSettings(epochs=3)) for _ in range(2))
+    assert torch.equal(one.head.weights, other.head.weights)
+
+
+def test_ratings_are_learnt_as_classes():
+    people = [*examples(range(6), rating=1.0), *examples(range(6, 12), rating=4.0)]
+    people = [replace(one, query=replace(one.query, user_id=f"p{at}")) for at, one in enumerate(people)]
+
+    found = head.fit(recommender("rate"), ratings(people))
+
+    assert found.passes[0].loss == pytest.approx(math.log(5))
+    assert found.passes[-1].loss < found.passes[0].loss / 2
+    scores = found.recommender.rank(people[0].query).scores
+    assert all(1 <= score <= 5 for score in scores)
+
+
+def test_judgements_are_measured_as_by_hand():
+    """Said yes 3 times, twice rightly; 4 were liked."""
+    found = head.judge([1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 1, 0], 2)
+    assert (found.accuracy, found.precision, found.recall) == (3 / 6, 2 / 3, 2 / 4)
+    assert found.f1 == pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))
+    assert head.judge([0, 0], [1, 0], 2).f1 == 0.0
+    three = head.judge([0, 2, 2], [0, 2, 1], 5)  # class 1 is missed, class 2 said once too often, 3 and 4 do not occur
+    assert three.precision == pytest.approx((1 + 0 + 1 / 2) / 3)
+    assert three.recall == pytest.approx((1 + 0 + 1) / 3)
+
+
+# --- a backend like any other ------------------------------------------------------------------------------------
+
+
+def test_a_class_is_divided_among_its_words_so_that_the_score_is_its_log_odds():
+    made = trained().recommender
+    query = examples()[0].query
+    answers = made.answers(query)
+    states = torch.from_numpy(made.backend.backend.hidden([q.prompt for q in made.questions(query)]))
+    with torch.no_grad():
+        shares = trained().head.log_shares(states).numpy()
+
+    assert np.asarray(made.scores(answers)) == pytest.approx(shares[:, 1] - shares[:, 0], abs=1e-5)
+    total = [sum(math.exp(float(row.sum())) for row in rows) for rows in answers.asked]
+    assert total == pytest.approx([1.0] * 3)
+
+
+def test_gradients_flow_through_its_answers():
+    made = trained().recommender
+    rows = made.backend.logprobs(made.questions(examples()[0].query), grad=True)
+    rows[0][0].sum().backward()
+    assert float(made.backend.classifier.weights.grad.abs().max()) > 0
+    made.backend.classifier.weights.grad = None
+
+
+@pytest.mark.parametrize("kind", [Head, Prototypes])
+def test_a_classifier_is_arrays_and_comes_back_with_the_same_scores(kind):
+    start = recommender()
+    made = trained().head if kind is Head else prototypes.fit(start, likes(examples()))
+    again = kind.from_tensors(*made.to_tensors())
+
+    query = examples()[1].query
+    one, other = classified(start, made), classified(start, again)
+    assert one.rank(query) == other.rank(query)
+    assert one.backend.adapter == other.backend.adapter
+    assert one.backend.adapter != ClassifierBackend(start.backend, trained_other(), classes_of(start)).adapter
+
+
+@cache
+def trained_other() -> Head:
+    return head.fit(recommender(), likes(examples()), settings=HeadSettings(epochs=1)).head
+
+
+# --- refusing ----------------------------------------------------------------------------------------------------
+
+
+def test_ratings_come_from_histories_alone_and_never_from_the_answer():
+    (one,) = ratings(examples(range(1), rating=3.0))
+    assert (one.item, one.label) == (ITEMS[1], 3)
+    assert [seen.item for seen in one.query.history] == [ITEMS[0]]
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "says"),
+    [
+        (
+            lambda: prototypes.fit(recommender("complete"), likes(examples())),
+            VerbalizerError,
+            "takes a template of kind 'judge' or 'rate', not 'complete'",
+        ),
+        (
+            lambda: prototypes.fit(recommender(of=ToyBackend()), likes(examples())),
+            ModelError,
+            "ToyBackend shows no hidden states",
+        ),
+        (lambda: prototypes.fit(recommender("rate"), likes(examples())), DataError, "class 2 of 5 has no example"),
+        (lambda: head.fit(recommender(), likes(examples())[1:2]), DataError, "1 items of one class"),
+        (
+            lambda: head.fit(recommender(), likes(examples()), test=likes(examples(range(5, 7)))),
+            DataError,
+            "user 'u5' is in two of",
+        ),
+        (lambda: ratings(examples()), DataError, "nobody has rated an item after another one"),
+        (lambda: ratings(examples(rating=3.5)), DataError, "the rating 4.5 is none of 1 to 5"),
+    ],
+)
+def test_what_cannot_be_learnt_is_refused_by_name(act, error, says):
+    with pytest.raises(error, match=says):
+        act()
+
+
+def test_words_that_are_no_class_are_refused_by_name():
+    question = Question(Prompt(*examples_prompt()), (" perhaps",), labels=True)
+    with pytest.raises(ModelError, match="the answer ' perhaps' is no class of this classifier"):
+        trained().recommender.backend.logprobs([question])
+
+
+def examples_prompt():
+    prompt = trained().recommender.questions(examples()[0].query)[0].prompt
+    return prompt.messages, prompt.answer_prefix, prompt.template

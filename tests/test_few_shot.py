@@ -1,0 +1,148 @@
+"""From a task to an adapter to a row of its table, and the curve over all of it, on the made-up films."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from _tiny import save_model
+from pyarrow import parquet
+
+from fewrec_prompt import curve as curves
+from fewrec_prompt import few_shot, tasks
+from fewrec_prompt.backends import causal
+from fewrec_prompt.backends.precision import Numerics
+from fewrec_prompt.cli import app
+from fewrec_prompt.cli.ranking import spread_lists
+from fewrec_prompt.curve import ZERO, curve
+from fewrec_prompt.errors import DataError, FewrecError, RunError, TaskError
+from fewrec_prompt.evaluation import Options, evaluate
+from fewrec_prompt.few_shot import shots_of, tune_task
+from fewrec_prompt.tuning import adapters
+from fewrec_prompt.tuning.settings import Settings
+
+LORA = Settings("lora", rank=2, epochs=2, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=512)
+
+
+@pytest.fixture
+def task(model: Path) -> tasks.Task:
+    return tasks.with_model(tasks.load_task("tiny"), str(model))
+
+
+def backend(model: Path) -> causal.CausalBackend:
+    return causal.load(str(model), Numerics("fp32", "cpu"))
+
+
+def test_nobody_who_is_tested_is_learnt_from(task: tasks.Task) -> None:
+    found = shots_of(task, 3)
+    tested = {query.user_id for query in tasks.load_queries(task).queries}
+    assert len(found.learnt) == 3
+    assert not {one.query.user_id for one in found.learnt} & tested
+    few_shot.check_apart(found, tasks.load_queries(task))
+    with pytest.raises(DataError, match="learnt from and tested"):
+        few_shot.check_apart(found, found.queries)
+
+
+def test_what_is_tuned_becomes_a_row(task: tasks.Task, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "adapters" / "x"
+    tuned = tune_task(task, LORA, 3, out, backend=backend(model))
+    about = adapters.read(out).about
+    assert about["task"] == "tiny"
+    assert about["shots"] == 3
+    assert about["passes"][-1]["loss"] == tuned.passes[-1].loss
+    assert not out.with_name("x.training").exists()
+
+    run = evaluate(task, Options(adapters=(out,)), out=tmp_path / "run", backend=backend(model))
+    names = [row["name"] for row in run.rows]
+    assert names[-2:] == ["complete pmi 0.5", "complete pmi 0.5 + x"]
+    assert run.record["adapters"]["complete pmi 0.5 + x"]["method"] == "lora"
+    table = parquet.read_table(run.folder / "rankings.parquet").to_pylist()
+    untuned, learnt = (
+        {(one["user_id"], one["item_id"]): one["score"] for one in table if one["row"] == name} for name in names[-2:]
+    )
+    assert untuned.keys() == learnt.keys()
+    assert max(abs(untuned[pair] - learnt[pair]) for pair in untuned) > 1e-3
+
+
+def test_an_adapter_is_not_written_over(task: tasks.Task, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(TaskError, match="exists already"):
+        tune_task(task, LORA, 3, tmp_path / "x", backend=backend(model))
+
+
+def test_the_command_tunes_and_the_table_shows_it(
+    task: tasks.Task, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    monkeypatch.chdir(tmp_path)
+    run, plain = CliRunner().invoke, ["--model", str(model), "--precision", "fp32"]
+    flags = ["--method", "soft-prompt", "--shots", "3", "--epochs", "1", "--tokens", "4", "--out", "adapters/x"]
+    tuned = run(app, ["tune", "tiny", *flags, *plain])
+    assert tuned.exit_code == 0, tuned.output
+    assert "use it   fewrec eval tiny --adapter adapters/x" in tuned.output
+    listed = run(app, ["adapters", "list"])
+    assert [word in listed.output for word in ("x", "soft-prompt", "tiny")] == [True] * 3
+    assert json.loads(run(app, ["adapters", "show", "adapters/x"]).stdout)["weights"] == {"prompt_embeddings": [4, 32]}
+    scored = run(app, ["eval", "tiny", "--adapter", "adapters/x", "--out", "run", *plain])
+    assert scored.exit_code == 0, scored.output
+    assert "complete pmi 0.5 + x" in scored.output
+
+
+def test_a_curve_has_a_cell_for_everything_and_runs_none_twice(
+    task: tasks.Task, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods, settings = [ZERO, "mix", "soft-prompt", "lora"], {"epochs": 1, "held_out": 0.0}
+
+    def run(shots: list[int]) -> list[curves.Line]:
+        return curve(task, methods, shots, 2, tmp_path, settings=settings, backend=backend(model))
+
+    lines = run([2])
+    assert [(line.method, line.shots, line.n_seeds) for line in lines] == [
+        (ZERO, 0, 1),
+        ("mix", 2, 2),
+        ("soft-prompt", 2, 2),
+        ("lora", 2, 2),
+    ]
+    cells = {path.stem for path in (tmp_path / "cells").iterdir()}
+    assert cells == {ZERO, *(f"{name}-2-{seed}" for name in methods[1:] for seed in (0, 1))}
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    more = run([2, 3])
+    assert len(more) == 7
+    assert all((tmp_path / "cells" / name).stat().st_mtime_ns == at for name, at in before.items())
+    assert more[:4] == lines
+    assert "<svg" in (tmp_path / "curve.html").read_text()
+
+    zero = curves.read_cell(tmp_path / "cells" / "zero.json")
+    two = [curves.read_cell(tmp_path / "cells" / f"lora-2-{seed}.json") for seed in (0, 1)]
+    gap = np.mean([cell.values for cell in two]) - np.mean(zero.values)
+    assert lines[3].difference == pytest.approx(gap)
+
+
+def test_a_cell_that_was_changed_is_refused(task: tasks.Task, model: Path, tmp_path: Path) -> None:
+    curve(task, [ZERO, "mix"], [2], 1, tmp_path, backend=backend(model))
+    path = tmp_path / "cells" / "mix-2-0.json"
+    path.write_text(path.read_text().replace('"shots": 2', '"shots": 3'))
+    with pytest.raises(RunError, match=r"mix-2-0\.json: damaged"):
+        curve(task, [ZERO, "mix"], [2], 1, tmp_path, backend=backend(model))
+
+
+def test_another_study_is_not_mixed_in(task: tasks.Task, model: Path, tmp_path: Path) -> None:
+    curve(task, [ZERO], [2], 1, tmp_path, backend=backend(model))
+    with pytest.raises(RunError, match="another study, which differs in metric"):
+        curve(task, [ZERO], [2], 1, tmp_path, metric="MRR", backend=backend(model))
+    with pytest.raises(FewrecError, match=r"unknown method 'lorra'.*lora"):
+        curve(task, ["lorra"], [2], 1, tmp_path, backend=backend(model))
+
+
+def test_lists_of_the_command_may_follow_one_flag() -> None:
+    words = ["curve", "tiny", "--methods", "zero", "mix", "--shots", "4", "16", "--seeds", "3"]
+    spread = ["curve", "tiny", "--methods=zero", "--methods=mix", "--shots=4", "--shots=16", "--seeds", "3"]
+    assert spread_lists(words) == spread

@@ -1,0 +1,222 @@
+"""What is learnt: every method on every family it is offered for, on random models small enough for a second."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from _tiny import FAMILIES, FILMS, TITLES, model, tokenizer
+
+from fewrec_prompt.backends.causal import CausalBackend
+from fewrec_prompt.backends.precision import NumericMode
+from fewrec_prompt.errors import DataError, FewrecError, NumericError, RunError
+from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.tuning import loop
+from fewrec_prompt.tuning.examples import Example, drawn, parted
+from fewrec_prompt.tuning.loop import Graded, tune
+from fewrec_prompt.tuning.settings import Settings
+from fewrec_prompt.types import Interaction, Item, Query
+
+METHODS = ("soft-prompt", "p-tuning", "prefix", "lora", "adalora", "full")
+RATES = {"soft-prompt": 3e-2, "p-tuning": 1e-2, "prefix": 3e-2, "lora": 1e-2, "adalora": 5e-2, "full": 1e-2}
+
+
+def backend(family: str = "llama") -> CausalBackend:
+    words = tokenizer()
+    mode = NumericMode("fp32", "made for a test", "cpu")
+    return CausalBackend(model(family, "sdpa", n_words=len(words)), words, mode)
+
+
+def recommender(family: str = "llama", prompt: str = "films-complete", calibrate: str = "none") -> Recommender:
+    template, reader, calibration = choose(prompt, None, calibrate, None, None)
+    return Recommender(template, reader, backend(family), FILMS, calibration)
+
+
+def examples(n: int = 6) -> list[Example]:
+    """People who saw two films and took a third: which one follows from the first of the two."""
+    items = [Item(f"i{place}", title) for place, title in enumerate(TITLES)]
+    made = []
+    for at in range(n):
+        seen = (items[at % 4], items[(at + 1) % 4])
+        query = Query(f"u{at}", tuple(map(Interaction, seen)), (items[4], items[5], items[6]))
+        made.append(Example(query, (at % 4 % 3,)))
+    return made
+
+
+def settings(method: str, **changes: object) -> Settings:
+    plain = {"tokens": 4, "rank": 4, "epochs": 6, "batch": 2, "learning_rate": RATES[method]}
+    return Settings(method, **(plain | changes))  # type: ignore[arg-type]  # method is one of METHODS
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_of_every_method_falls_on_every_family(method: str, family: str) -> None:
+    tuned = tune(recommender(family), examples(), settings(method))
+    first, last = tuned.passes[1].loss, tuned.passes[-1].loss
+    assert last < first
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_recommender_that_was_tuned_stays_as_it_was(method: str) -> None:
+    start = recommender()
+    before = start.scores(start.answers(examples()[0].query))
+    tuned = tune(start, examples(), settings(method))
+    after = tuned.recommender.scores(tuned.recommender.answers(examples()[0].query))
+    assert not np.allclose(before, after)
+    if method != "full":  # which changes the model itself
+        assert np.array_equal(before, start.scores(start.answers(examples()[0].query)))
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_training_ends_as_if_it_had_not_been(method: str, tmp_path: Path) -> None:
+    whole = tune(recommender(), examples(), settings(method, epochs=4), folder=tmp_path / "whole")
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(epoch: int, _value: float) -> None:
+        if epoch == 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        tune(recommender(), examples(), settings(method, epochs=4), folder=tmp_path / "cut", watch=stop)
+    resumed = tune(recommender(), examples(), settings(method, epochs=4), folder=tmp_path / "cut")
+    for name, weights in whole.learner.export().items():
+        assert torch.equal(weights, resumed.learner.export()[name]), name
+    assert [done.loss for done in whole.passes] == [done.loss for done in resumed.passes]
+
+
+def test_a_training_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
+    tune(recommender(), examples(), settings("lora", epochs=1), folder=tmp_path)
+    with pytest.raises(RunError, match="other examples, settings or another model"):
+        tune(recommender(), examples(), settings("lora", epochs=2), folder=tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loop.LOSSES, "listwise", lambda scores, relevant: scores.sum() * float("nan"))
+    monkeypatch.setattr(loop, "best_scale", lambda *_: (0.0, 1.0))
+    with pytest.raises(NumericError, match=r"the loss of user 'u\d' in pass 1 is nan"):
+        tune(recommender(), examples(), settings("lora"))
+
+
+def test_who_did_not_learn_is_told() -> None:
+    said: list[str] = []
+    tuned = tune(recommender(), examples(), settings("soft-prompt", learning_rate=1e-8, epochs=1), say=said.append)
+    assert not tuned.learned
+    assert any("did not learn" in line for line in said)
+
+
+def test_the_best_pass_on_those_held_out_stays() -> None:
+    people = examples()
+    tuned = tune(recommender(), people[:4], settings("lora", epochs=5, patience=9), held_out=people[4:])
+    metrics = [done.metric for done in tuned.passes]
+    assert tuned.passes[tuned.best_epoch].metric == max(metrics)
+    assert tuned.best_epoch == metrics.index(max(metrics))
+    again = [loop._judged(tuned.recommender, one) for one in people[4:]]
+    value = np.mean(loop.measure_all(["nDCG@10"], again, loop.Shelf()).per_user["nDCG@10"])
+    assert value == pytest.approx(max(metrics))
+
+
+@pytest.mark.parametrize("method", ["soft-prompt", "p-tuning", "lora"])
+@pytest.mark.parametrize("calibrate", ["none", "pmi"])
+def test_gradients_of_the_packed_path_are_those_of_the_plain_path(method: str, calibrate: str) -> None:
+    """What a step changes is what one sequence at a time would change, twins too."""
+    start = recommender(calibrate=calibrate)
+    learner = loop.begin(start.backend, settings(method).complete(), instruction="Films they like", n_steps=9)
+    with torch.no_grad():  # away from LoRA's zeros, where half of the gradients vanish
+        for weights in learner.parameters().values():
+            weights.add_(0.05 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(1)))
+    found = {}
+    for layout in ("packed", "plain"):
+        learner.backend.engine.layout = layout
+        learner.place()
+        asker = replace(start, backend=Graded(learner.backend))
+        loss = loop.LOSSES["listwise"](asker.scores(asker.answers(examples()[0].query)).float(), (1,))
+        found[layout] = torch.autograd.grad(loss, list(learner.parameters().values()))
+    for packed, plain in zip(found["packed"], found["plain"], strict=True):
+        assert float((packed - plain).abs().max()) < 1e-5 * max(1.0, float(plain.abs().max()))
+        assert float(plain.abs().max()) > 1e-6
+
+
+def test_adalora_moves_rank() -> None:
+    people = examples()
+    tuned = tune(recommender(), people, settings("adalora", epochs=8, batch=1))
+    ranks = tuned.learner.ranks.values()
+    assert len(set(ranks)) > 1, "some matrices keep more directions than others"
+    assert sum(ranks) == 4 * len(ranks), "on average the rank that was asked for"
+
+
+def test_a_warm_up_learns_from_histories_alone() -> None:
+    tuned = tune(recommender(), examples(), settings("lora", warm_up=6, epochs=1))
+    warm = [done.loss for done in tuned.passes if done.of == "histories"]
+    assert len(warm) == 6
+    assert warm[-1] < warm[0]
+    with pytest.raises(DataError, match="kind 'complete'"):
+        tune(recommender(prompt="films-judge"), examples(), settings("lora", warm_up=1, loss="binary"))
+
+
+@pytest.mark.parametrize(
+    "kind", [("films-judge", "binary"), ("films-choose", "listwise"), ("films-complete", "pairwise")]
+)
+def test_every_kind_of_question_is_learnt_from(kind: tuple[str, str]) -> None:
+    prompt, loss = kind
+    tuned = tune(recommender(prompt=prompt), examples(), settings("lora", loss=loss))
+    assert tuned.passes[-1].loss < tuned.passes[1].loss
+
+
+def test_a_list_that_is_all_answers_is_refused() -> None:
+    query = examples()[0].query
+    with pytest.raises(DataError, match="3 of 3 candidates are answers"):
+        tune(recommender(), [Example(query, (0, 1, 2))], settings("lora"))
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    plain = tune(recommender(), examples(), settings("lora", epochs=2))
+    held = tune(recommender(), examples(), settings("lora", epochs=2, checkpointing=True))
+    for name, weights in plain.learner.export().items():
+        assert torch.allclose(weights, held.learner.export()[name], atol=1e-6)
+
+
+# --- people --------------------------------------------------------------------------------------------------------
+
+
+def test_fewer_shots_are_among_more() -> None:
+    people = examples(6)
+    assert set(drawn(people, 2, 3)) < set(drawn(people, 4, 3)) < set(people)
+    assert drawn(people, 4, 3) != drawn(people, 4, 4)
+    with pytest.raises(DataError, match="7 shots were asked, but there are 6"):
+        drawn(people, 7, 0)
+
+
+def test_all_questions_of_a_person_are_on_one_side() -> None:
+    query = examples()[0].query
+    people = [
+        Example(replace(query, user_id=f"{n // 2}#{n % 2 + 1}" if n % 2 else f"{n // 2}"), (0,)) for n in range(40)
+    ]
+    inside, held = parted(people, 0.25, 0)
+    persons = [{one.query.user_id.partition("#")[0] for one in side} for side in (inside, held)]
+    assert len(persons[1]) == 5
+    assert not persons[0] & persons[1]
+    assert parted(people[:8], 0.25, 0) == (tuple(people[:8]), ())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "lora2"}, "unknown method 'lora2'.*lora"),
+        ({"learning_rate": 0.0}, "learning rate is 0.0; give a number from 1e-08 to 1"),
+        ({"learning_rate": float("nan")}, "learning rate is nan"),
+        ({"rank": 0}, "rank is 0"),
+        ({"loss": "list"}, "unknown loss 'list'.*listwise"),
+        ({"method": "prefix", "checkpointing": True}, "checkpointing drops keys and values"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(FewrecError, match=message):
+        Settings(**change)  # type: ignore[arg-type]  # that is the point
