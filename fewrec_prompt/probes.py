@@ -104,7 +104,10 @@ def probe(
     FewrecError.
     """
     task = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
-    task = replace(task, settings=task.settings.model_copy(update={"rows": task.settings.rows[:1], "baselines": ()}))
+    task = replace(
+        task,
+        settings=task.settings.model_copy(update={"rows": task.settings.rows[:1], "baselines": (), "ensembles": ()}),
+    )
     queries = tasks.load_queries(task, options.split, options.candidates, say).first(n_users)
     plain = evaluation.check(task, queries=queries, say=say)
     changes = [change for change in CHANGES if change.fits(plain)]
