@@ -29,7 +29,7 @@ from fewrec_prompt.significance import Floats, Interval, bootstrap_interval, pai
 from fewrec_prompt.tasks import DomainSettings, Task
 from fewrec_prompt.text import shown_title
 from fewrec_prompt.types import Item, Query, Ranking
-from fewrec_prompt.verbalizers import AnyVerbalizer, InGroups
+from fewrec_prompt.verbalizers import InGroups
 
 AS_THE_TASK_SAYS = Options()
 OTHER_WORDS = DomainSettings(singular="thing", plural="things", verb="pick")
@@ -85,7 +85,7 @@ class Change:
     name: str
     make: Callable[[Checked], Checked]
     meanings: Meanings
-    fits: Callable[[AnyVerbalizer], bool] = lambda _: True
+    fits: Callable[[Checked], bool] = lambda _: True
 
 
 def probe(
@@ -104,11 +104,13 @@ def probe(
     FewrecError.
     """
     task = options.applied(task if isinstance(task, Task) else tasks.load_task(task))
-    task = replace(task, settings=task.settings.model_copy(update={"rows": task.settings.rows[:1], "baselines": ()}))
+    task = replace(
+        task,
+        settings=task.settings.model_copy(update={"rows": task.settings.rows[:1], "baselines": (), "ensembles": ()}),
+    )
     queries = tasks.load_queries(task, options.split, options.candidates, say).first(n_users)
     plain = evaluation.check(task, queries=queries, say=say)
-    ((_, verbalizer, _),) = plain.parts
-    changes = [change for change in CHANGES if change.fits(verbalizer)]
+    changes = [change for change in CHANGES if change.fits(plain)]
     made = [change.make(plain) for change in changes]
     for one in made:
         scoring.rehearse(one.parts, one.task.domain, one.queries.queries)
@@ -155,16 +157,29 @@ def _shuffled(query: Query, seed: int) -> Query:
 
 def _of_another(checked: Checked) -> Checked:
     """Every user has the history of the next one in a drawn circle, without what is a candidate of their own."""
+
+    def changed(query: Query, others: Sequence[Query]) -> Query:
+        own = {item.id for item in query.candidates}
+        unseen = (tuple(seen for seen in other.history if seen.item.id not in own) for other in others)
+        return replace(query, history=next(filter(None, unseen), ()))
+
+    return _in_a_circle(checked, changed)
+
+
+def _known_of_another(checked: Checked) -> Checked:
+    """Every user has the name, or whatever else is known of a person and the moment, of the next one in the circle."""
+    return _in_a_circle(checked, lambda query, others: replace(query, user=others[0].user, context=others[0].context))
+
+
+def _in_a_circle(checked: Checked, change: Callable[[Query, Sequence[Query]], Query]) -> Checked:
+    """A change that needs other people: all the others, in the order in which they follow in a drawn circle."""
     queries = checked.queries.queries
     if len(queries) < 2:
-        raise TaskError(f"{checked.task.name}: one user has nobody to take another history from; probe two or more")
-    order = rng_for(checked.task.settings.seed, "another history").permutation(len(queries)).tolist()
+        raise TaskError(f"{checked.task.name}: one user has nobody to change places with; probe two or more")
+    order = rng_for(checked.task.settings.seed, "others").permutation(len(queries)).tolist()
     changed = list(queries)
     for at, place in enumerate(order):
-        own = {item.id for item in queries[place].candidates}
-        others = (queries[one].history for one in (*order[at + 1 :], *order[:at]))
-        unseen = (tuple(seen for seen in history if seen.item.id not in own) for history in others)
-        changed[place] = replace(queries[place], history=next(filter(None, unseen), ()))
+        changed[place] = change(queries[place], [queries[one] for one in (*order[at + 1 :], *order[:at])])
     return _with(checked, changed)
 
 
@@ -211,12 +226,16 @@ def with_typo(item: Item, seed: int) -> Item:
     return replace(item, title=title[:at] + title[at + 1] + title[at] + title[at + 2 :])
 
 
-def _reads_history(verbalizer: AnyVerbalizer) -> bool:
-    return verbalizer.kind != "channel"  # there the history is what is asked for
+def _reads_history(checked: Checked) -> bool:
+    return all(verbalizer.kind != "channel" for _, verbalizer, _ in checked.parts)  # there the history is asked for
 
 
-def _shows_together(verbalizer: AnyVerbalizer) -> bool:
-    return isinstance(verbalizer, InGroups)
+def _shows_together(checked: Checked) -> bool:
+    return all(isinstance(verbalizer, InGroups) for _, verbalizer, _ in checked.parts)
+
+
+def _knows_people(checked: Checked) -> bool:
+    return any(query.user or query.context for query in checked.queries.queries)
 
 
 MISSING = ("the history helps", "no sign that the history is used", "the history does harm")
@@ -229,6 +248,7 @@ CHANGES = (
     Change("target first", _target_at(0.0), PLACED, _shows_together),
     Change("target in the middle", _target_at(0.5), PLACED, _shows_together),
     Change("target last", _target_at(1.0), PLACED, _shows_together),
+    Change("another user's name and moment", _known_of_another, STEADY, _knows_people),
     Change("other words for the things", _other_words, STEADY),
     Change("typos in titles", _each(_misspelt), STEADY),
 )

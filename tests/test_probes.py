@@ -124,6 +124,20 @@ def test_another_history_is_anothers_and_holds_no_candidate() -> None:
         assert not {seen.item.id for seen in after.history} & {item.id for item in after.candidates}
 
 
+def test_what_is_known_of_people_goes_round_where_anything_is_known() -> None:
+    plain = evaluation.check(tiny(CHOOSE))
+    change = CHANGE["another user's name and moment"]
+    assert not change.fits(plain)
+    named = tuple(replace(query, user=(("name", query.user_id),)) for query in plain.queries.queries)
+    known = replace(plain, queries=replace(plain.queries, queries=named))
+    assert change.fits(known)
+    swapped = change.make(known).queries.queries
+    assert {query.user for query in swapped} == {query.user for query in named}
+    for before, after in zip(named, swapped, strict=True):
+        assert after.user != before.user
+        assert replace(after, user=before.user) == before
+
+
 @pytest.mark.parametrize(("name", "place"), [("target first", 0), ("target in the middle", 2), ("target last", 5)])
 def test_the_target_changes_places_with_what_stood_there(name: str, place: int) -> None:
     plain = evaluation.check(tiny(CHOOSE))
@@ -192,7 +206,10 @@ def test_the_command_prints_a_table_and_writes_what_it_prints(tmp_path: Path, mo
     said = fewrec("probe", "tiny", "--prompt", "choose", "--users", "4", "--out", tmp_path / "probes.json")
     record = json.loads((tmp_path / "probes.json").read_text(encoding="utf-8"))
     assert record["row"] == "choose"
-    assert [one["name"] for one in record["probes"]] == [*CHANGE, "popularity and rank", "title length and rank"]
+    assert [one["name"] for one in record["probes"]] == [
+        *(one.name for one in CHANGES if one.name != "another user's name and moment"),  # nothing is known of them
+        *("popularity and rank", "title length and rank"),
+    ]
     assert all(one["name"] in said and one["meaning"] in said for one in record["probes"])
     assert {"task", "model", "numerics", "versions", "queries"} <= record.keys()
     assert isinstance(probes.probe(tiny(CHOOSE), Options(split="test"), backend=WordyBackend()), Probed)

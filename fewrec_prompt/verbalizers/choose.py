@@ -69,8 +69,8 @@ class Choose(Shown):
         if self.many_rounds:
             return replay(self.rounds(query), logprobs)
         rows = iter(logprobs)
-        windows = (self._windows(query, order) for order in self.orders_of(query))
-        return mean([merged(groups, list(islice(rows, len(groups)))) for groups in windows])
+        asked = (self._windows(query, order) for order in self.orders_of(query))
+        return mean([merged(groups, list(islice(rows, len(groups)))) for groups in asked])
 
     def rounds(self, query: Query) -> Rounds:
         """Order after order, until the first `settled` places stay as they were."""
