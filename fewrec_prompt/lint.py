@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args
 
-from jinja2 import Environment, meta, nodes
+from jinja2 import Environment, nodes
 from jinja2.exceptions import TemplateNotFound
 
 from fewrec_prompt.errors import ArtifactError, TemplateError, did_you_mean
+from fewrec_prompt.sandbox import undeclared
 from fewrec_prompt.types import Kind
 
 RULES: Mapping[str, str] = {
@@ -154,7 +155,7 @@ def _unknown(trees: Trees, file: str, kind: Kind | None, first: str) -> Iterator
     """An included file may use beside the given variables what is assigned around it."""
     allowed = _allowed(kind)
     local = set() if file == first else {name for name, _, _ in _assigned(trees)}
-    for name in meta.find_undeclared_variables(trees[file]) - set(allowed) - local:
+    for name in undeclared(trees[file]) - set(allowed) - local:
         line = min(node.lineno for node in trees[file].find_all(nodes.Name) if node.name == name)
         message = f"unknown variable {name!r}" + (f"; this template is of kind {kind!r}" if kind else "")
         yield Finding(file, line, "P005", message, did_you_mean(name, allowed))
@@ -162,7 +163,7 @@ def _unknown(trees: Trees, file: str, kind: Kind | None, first: str) -> Iterator
 
 def _left_out(trees: Trees, kind: Kind | None, first: str) -> Iterator[Finding]:
     needed = REQUIRED.get(kind) if kind else None
-    if needed and not any(needed in meta.find_undeclared_variables(tree) for tree in trees.values()):
+    if needed and not any(needed in undeclared(tree) for tree in trees.values()):
         message = f"kind {kind!r} must show {needed!r}, and the template never uses it"
         yield Finding(first, 1, "P006", message, f"show {needed}, or name another kind")
 

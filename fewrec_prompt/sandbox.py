@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import Any, NoReturn
 
-from jinja2 import StrictUndefined, Undefined, nodes, pass_context
+from jinja2 import StrictUndefined, Undefined, meta, nodes, pass_context
 from jinja2.environment import TemplateModule
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.parser import Parser
@@ -334,6 +334,15 @@ _RULES: Mapping[type[nodes.Node], Callable[[Any, Sandbox], str | None]] = {
     nodes.For: _refuse_loop,
     **dict.fromkeys((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport), _refuse_reference),
 }
+
+
+def undeclared(tree: nodes.Template) -> set[str]:
+    """Names that this tree reads and never assigns. Jinja's own function works out constants on the way."""
+    assert tree.environment is not None, "it was parsed"
+    tracker = meta.TrackingCodeGenerator(tree.environment)
+    tracker.optimizer = None
+    tracker.visit(tree)
+    return set(tracker.undeclared_identifiers)
 
 
 # --- the environment -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Annotated, Any, TypeAlias
 
-from jinja2 import FunctionLoader, meta
+from jinja2 import FunctionLoader
 from jinja2 import Template as CompiledTemplate
 from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from pydantic import Field, field_validator
@@ -25,7 +25,7 @@ from fewrec_prompt.artifacts import Settings
 from fewrec_prompt.errors import ArtifactError, TemplateError
 from fewrec_prompt.filters import COUNT_TOKENS, FILTERS, Moment
 from fewrec_prompt.lint import ROLES, Finding, LintError
-from fewrec_prompt.sandbox import ForbiddenError, Record, Sandbox, bounded_work
+from fewrec_prompt.sandbox import ForbiddenError, Record, Sandbox, bounded_work, undeclared
 from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Demo, Domain, Fields, Interaction, Item, Kind, Message, Prompt, Query, TemplateRef
 
@@ -161,7 +161,7 @@ def read(path: Path) -> Template:
         front = _front_matter(text, path)
     with lint.gathered(wrong):
         compiled, trees = _compiled(loader)
-        uses = frozenset[str]().union(*map(meta.find_undeclared_variables, trees.values()))
+        uses = frozenset[str]().union(*map(undeclared, trees.values()))
         advice = lint.check(trees, front.kind if front else None, str(path))
     if front is None or compiled is None or wrong:
         raise LintError(*wrong)

@@ -290,10 +290,8 @@ def test_what_is_known_of_the_person_and_the_moment_is_written_and_read_again(tm
 
 
 def test_a_column_of_text_and_numbers_about_people_is_refused(tmp_path: Path) -> None:
-    rows = [
-        {"user_id": name, "history": ["1"], "candidates": ["3"], "user.age": age}
-        for name, age in (("u", 7), ("v", "x"))
-    ]
+    one = {"history": ["1"], "candidates": ["3"]}
+    rows = [{"user_id": "u", "user.age": 7, **one}, {"user_id": "v", "user.age": "old", **one}]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
     with pytest.raises(DataError, match=r"q\.jsonl, column 'user\.age': holds int and str; write text"):

@@ -1,13 +1,36 @@
-"""Templates: what they may say, and what is refused with file and line."""
+"""Templates: what they may say, what is refused with file and line, and that data stays data."""
+
+import re
+import sys
+from dataclasses import replace
 
 import pytest
 from _tiny import FILMS, query
 
-from fewrec_prompt import templates
+from fewrec_prompt import artifacts, lint, templates, verbalizers
+from fewrec_prompt.backends.toy import ToyBackend
+from fewrec_prompt.calibration import twin
 from fewrec_prompt.errors import ArtifactError, TemplateError
-from fewrec_prompt.types import Interaction, Item, Query
+from fewrec_prompt.filters import FILTERS
+from fewrec_prompt.recommender import Recommender, Render
+from fewrec_prompt.seeds import rng_for
+from fewrec_prompt.templates import ShownDemo
+from fewrec_prompt.text import one_line
+from fewrec_prompt.types import Demo, Interaction, Item, Query
 
 HEAD = '{#\nkind = "KIND"\ndescription = "d"\nsource = "s"\nverbalizer = "title"\n#}\n'  # the text begins at line 7
+
+
+def opened_files() -> list[str]:
+    """A list that grows by every template, hidden or system file that is opened from now on."""
+    opened: list[str] = []
+
+    def see(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and not str(arguments[0]).endswith((".py", ".pyc", ".pyo", ".so")):
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(see)
+    return opened
 
 
 @pytest.fixture
@@ -125,6 +148,75 @@ def test_a_template_may_build_on_a_shipped_one(write, tmp_path):
     assert text(template, labels="ABC") == text(templates.load("choose"), labels="ABC")
 
 
+UP = ("../", "../../", "sub/../../", "./../", "..\\", "%2e%2e/", "..%2f", "\uff0e\uff0e/", "//", "~/", "C:/", "sub/")
+SECRETS = ("secret.jinja", "secret", ".env", "passwd", "secret.jinja\0", "secret.jinja/", "SECRET.JINJA", "secret.toml")
+PLACES = ("/etc/", "/proc/self/", "/dev/", "shipped/", "shipped/../", "shipped//", "file:///etc/", "")
+FILES = (
+    "passwd",
+    "environ",
+    "zero",
+    "..",
+    ".",
+    "../../etc/passwd",
+    "README.md",
+    "x" * 300 + ".jinja",
+    "CON",
+    "a.jinja",
+)
+ODD = (
+    "link",
+    "far",
+    "etc",
+    "passwd",
+    "a%00",
+    "a\0",
+    "..",
+    "sub/other",
+    ".hidden",
+    "-x",
+    "_x",
+    "a b",
+    "a:b",
+    "a*",
+    "[a]",
+    "a\nb",
+    "a\u202eb",
+    "\u212a",
+    "folder",
+)
+ENDS = (".jinja ", ".jinja.", ".jinja?x", ".jinja#x", ".JINJA", ".jinja\t", "")
+NAMES = [
+    *(up + secret for up in UP for secret in SECRETS),
+    *(place + file for place in PLACES for file in FILES),
+    *(f"{name}.jinja" for name in ODD),
+    *("link" + end for end in ENDS),
+]
+
+
+def test_no_name_of_an_include_opens_a_file_outside(write, tmp_path, tmp_path_factory):
+    """Every name in the three tags that take one; what is opened is told by the interpreter itself."""
+    secret = tmp_path_factory.mktemp("outside") / "secret.jinja"
+    secret.write_text("SECRET")
+    (tmp_path.parent / "secret.jinja").write_text("SECRET")
+    (tmp_path / "link.jinja").symlink_to(secret)
+    (tmp_path / "far.jinja").symlink_to("/etc/passwd")
+    (tmp_path / ".env").write_text("SECRET")
+    for folder in ("sub", "folder.jinja"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "sub" / "other.jinja").write_text("SECRET")
+    body = "{% if history %}x{% endif %}{% TAG %}"
+    opened = opened_files()
+
+    for place, name in enumerate(NAMES):
+        tag = ("include NAME", "extends NAME", "import NAME as m")[place % 3].replace("NAME", repr(name))
+        with pytest.raises(TemplateError):
+            write(body.replace("TAG", tag))
+
+    assert len(set(NAMES)) >= 200
+    assert opened, "the hook sees what is opened"
+    assert set(opened) == {str(tmp_path / "mine.jinja")}
+
+
 # --- chats -----------------------------------------------------------------------------------------------------------
 
 CHAT = (
@@ -236,6 +328,190 @@ def test_fields_of_the_catalogue_can_be_read_and_their_text_is_one_line(write):
     template = write("{% for x in history %}{{ x.title }} {{ x.year }} {{ x.cast }} {{ x.rating }}{% endfor %}")
 
     assert text(template, asked) == "Heat 1995 Pacino De Niro 4.5"
+
+
+def drawn_titles(n: int) -> list[str]:
+    """Titles made of pieces of Jinja, each on one line already."""
+    pieces = ["{{", "}}", "{%", "%}", "{#", "#}", "-%}", "{%-", "{{ history }}", "7*7", "|upper", " raw ", "endraw"]
+    pieces += ["'", '"', "\\n", "Up", "{% endblock %}", "{% raw %}"]
+    rng = rng_for(0, "titles")
+    return [one_line("".join(rng.choice(pieces, size=rng.integers(1, 9)))) or "Up" for _ in range(n)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["{{ history[0].title }}", "{{ history|titles|join }}", "{% set x %}{{ history[0].title }}{% endset %}{{ x }}"],
+)
+def test_titles_with_the_syntax_of_templates_come_out_as_they_went_in(write, body):
+    template = write(body)
+
+    for title in drawn_titles(500):
+        assert text(template, query(history=(title,))) == title
+
+
+# --- examples, people, moments ---------------------------------------------------------------------------------------
+
+DEMOS = "{% for demo in demos %}{{ demo.history|titles|join }}: {{ demo.item.title }} {{ demo.answer }}\n{% endfor %}"
+
+
+def demo(title: str = "Up (2009)", answer: str = "yes") -> ShownDemo:
+    asked = query(history=("Brat (1997)",), candidates=(title, "Heat (1995)"))
+    return ShownDemo(Demo(asked, 0), asked.candidates[0], answer)
+
+
+def test_examples_are_shown_with_their_history_their_item_and_their_answer(write):
+    template = write(DEMOS + "{{ history|titles|join }}:")
+
+    shown = template.render(query(history=("Ronin (1998)",)), FILMS, demos=[demo(), demo("Alien (1979)", "no")])
+
+    assert str(shown) == "Brat (1997): Up (2009) yes\nBrat (1997): Alien (1979) no\nRonin (1998):"
+
+
+def test_candidates_of_an_example_have_the_labels_of_the_question(write):
+    shown = "{% for c in d.candidates %}{{ c.label }}{{ c.title }} {% endfor %}{{ d.answer }}\n"
+    own = "{% for c in candidates %}{{ c.label }}{% endfor %}"
+    template = write(f"{{% for d in demos %}}{shown}{{% endfor %}}{own}", "choose")
+
+    shown = template.render(query(candidates=("a", "b", "c")), FILMS, labels="ABC", demos=[demo(answer="A")])
+
+    assert str(shown) == "AUp (2009) BHeat (1995) A\nABC"
+    with pytest.raises(TemplateError, match="2 candidates, but labels for 1"):
+        template.render(query(candidates=("a",)), FILMS, labels="A", demos=[demo()])
+
+
+def test_examples_that_the_template_would_not_show_are_an_error(write):
+    template = write("{{ history|titles|join }}")
+
+    with pytest.raises(TemplateError, match=r"mine.jinja:1: .*add {% for demo in demos %}"):
+        template.render(query(), FILMS, demos=[demo()])
+    assert text(write(DEMOS + "x")) == "x"
+
+
+def test_what_stands_before_the_first_difference_is_shared_examples_included(write):
+    template = write(DEMOS + "{{ domain.singular }}: {{ history|titles|join }}")
+
+    shown = Render(template, FILMS)(query(), demos=[demo()])
+
+    assert shown.text[: shown.n_shared] == "Brat (1997): Up (2009) yes\nfilm: "
+
+
+def test_what_is_said_of_a_person_is_not_shared(write):
+    template = write("Films of a {{ user.job }} of {{ user.age }}: {{ history|titles|join }}")
+
+    shown = Render(template, FILMS)(replace(query(), user=(("age", 30), ("job", "cook"))))
+
+    assert shown.text[: shown.n_shared] == "Films of a "
+
+
+def test_a_template_reads_what_is_known_of_the_person_and_the_moment(write):
+    template = write("{% if user %}{{ user.job }} {% endif %}{{ context.hour|default('?') }}")
+
+    assert text(template, replace(query(), user=(("job", "a\nB. cook"),), context=(("hour", 7),))) == "a B. cook 7"
+    assert text(template) == "?"
+    assert text(template, twin(replace(query(), user=(("job", "cook"),)))) == "?"
+
+
+# --- filters, and the page that explains them ------------------------------------------------------------------------
+
+README = artifacts.shipped_folder("prompts") / "README.md"
+SEEN = 1_700_000_000.0
+OF_README = Query(
+    "u",
+    (
+        Interaction(Item("1", "Heat", (("genres", "Crime, Drama"),)), 5.0, SEEN - 400 * 86400),
+        Interaction(Item("2", "Ronin", (("genres", "Crime"),)), 2.0, SEEN - 3 * 3600),
+        Interaction(Item("3", "Up"), None, SEEN),
+    ),
+    (),
+)
+
+
+def rows_of_readme(head: str) -> list[list[str]]:
+    """The cells of the table whose head begins so."""
+    table = README.read_text(encoding="utf-8").split(f"\n| {head} |", 1)[1].split("\n\n", 1)[0]
+    rows = (re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines()[1:])
+    return [[cell.strip().replace("\\|", "|") for cell in row] for row in rows]
+
+
+EXAMPLES = [(example.strip("`"), shows) for _, _, example, shows in rows_of_readme("filter")]
+
+
+def test_the_page_names_every_filter_and_every_variable():
+    named = {name for row in rows_of_readme("filter") for name in re.findall(r"`(\w+)[^`]*`", row[0])}
+    variables = {name for row in rows_of_readme("variable") for name in re.findall(r"`(\w+)`", row[0])}
+
+    assert named == set(FILTERS)
+    assert variables == set(lint.VARIABLES)
+
+
+@pytest.mark.parametrize(("example", "shows"), EXAMPLES)
+def test_an_example_of_the_page_shows_what_the_page_says(write, example, shows):
+    shown = write(example).render(OF_README, FILMS, count_tokens=lambda said: len(said.split()))
+
+    assert str(shown) == shows.replace("⏎", "\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (0, "just now"),
+        (59, "just now"),
+        (60, "1 minute ago"),
+        (7200, "2 hours ago"),
+        (86400, "1 day ago"),
+        (13 * 86400, "1 week ago"),
+        (60 * 86400, "2 months ago"),
+        (800 * 86400, "2 years ago"),
+    ],
+)
+def test_ago_counts_from_the_latest_of_the_history(write, seconds, says):
+    first, last = Interaction(Item("1", "Heat"), time=SEEN - seconds), Interaction(Item("2", "Up"), time=SEEN)
+
+    assert text(write("{{ history[0].time|ago }}"), Query("u", (first, last), ())) == says
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("{{ 'a b'|truncate_tokens(1) }}", "mine.jinja:7: truncate_tokens counts with a model's tokenizer"),
+        ("{{ 3|ago }}", "ago takes the time of a history item"),
+        ("{{ history|recent(-1)|titles|join }}", r"recent\(-1\): give a whole number"),
+        ("{{ 'abc'|recent(1) }}", "recent takes a list, not a str"),
+        ("{{ history.nope|titles|join }}", "has no attribute 'nope'"),
+        ("{{ 2.5|round(400) }}", "give 0 to 15 places"),
+    ],
+)
+def test_a_filter_that_cannot_do_its_work_says_why(write, body, says):
+    with pytest.raises(TemplateError, match=says):
+        text(write(body))
+
+
+def test_positions_are_no_times(write):
+    asked = Query("u", (Interaction(Item("1", "Heat"), time=3.0),), ())
+
+    with pytest.raises(TemplateError, match="3 is a position in a list"):
+        text(write("{{ history[0].time|ago }}"), asked)
+
+
+@pytest.mark.parametrize("n", range(6))
+def test_a_text_is_cut_at_the_last_word_that_fits(write, n):
+    """The slow reference tries every beginning."""
+    said = "one  two\tthree four"
+    cut = write("{{ user.said|truncate_tokens(context.n) }}.")
+    asked = replace(query(), user=(("said", said),), context=(("n", 3 * n),))
+
+    shown = str(cut.render(asked, FILMS, count_tokens=len))
+
+    clean = one_line(said)
+    fits = [clean[:match] for match in [0, *(m.end() for m in re.finditer(r"\S+", clean))] if match <= 3 * n]
+    assert shown == fits[-1] + "."
+
+
+def test_a_recommender_cuts_by_the_tokens_of_its_model(write):
+    template = write("{{ 'one two three'|truncate_tokens(2) }}. {{ history|titles|join }}")
+    recommender = Recommender(template, verbalizers.load("title"), ToyBackend(), FILMS)
+
+    assert recommender.questions(query())[0].prompt.text.startswith("one two. ")
 
 
 def test_an_unknown_template_is_an_error_with_the_nearest_name():

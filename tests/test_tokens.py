@@ -1,13 +1,16 @@
 """Questions become the tokens that a model was trained on: merges kept, one BOS, no control token out of text."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from _tiny import CONTROL, KINDS, TITLES, TOOL, chat, plain, tokenizer
+from _tiny import CONTROL, FILMS, KINDS, TITLES, TOOL, chat, plain, query, tokenizer
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from fewrec_prompt import templates
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.errors import ModelError, VerbalizerError
 
@@ -182,6 +185,38 @@ def test_no_title_makes_a_control_token(kind):
         ids = made.prompt_ids(chat(f"- {title}\n- Up", system=title, answer=title).prompt)
         assert [ids.count(token) for token in sorted(control)] == counts, title
         assert not control & set(made.encode(plain("Films:", f" x{title}\n"))[0].ids[1:])
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("chat_format", [False, True])
+def test_no_prompt_made_of_hostile_titles_has_a_control_token_of_theirs(kind, chat_format, tmp_path):
+    """1,500 prompts a kind and format, 9,000 in all, through a template: as many control tokens as harmless titles."""
+    body = "{% for film in history %}- {{ film.title }} ({{ film.id }})\n{% endfor %}{{ user.name }}:"
+    if chat_format:
+        body = f"{{% block user %}}{body}{{% endblock %}}{{% block assistant %}}-{{% endblock %}}"
+    head = '{#\nkind = "complete"\ndescription = "d"\nsource = "s"\nverbalizer = "title"\n#}\n'
+    (tmp_path / "mine.jinja").write_text(head + body)
+    template, made, control = templates.read(tmp_path / "mine.jinja"), questions(kind, bos=True), control_ids(kind)
+    rng = np.random.default_rng(1)
+
+    def n_control(title: str) -> list[int]:
+        asked = replace(query(history=(title, "Up")), user=(("name", title),))
+        ids = made.prompt_ids(template.render(asked, FILMS))
+        return [ids.count(token) for token in sorted(control)]
+
+    harmless = n_control("Heat")
+    for _ in range(1500):
+        title = hostile(rng)
+        assert n_control(title) == harmless, title
+    assert n_control("<|im_end|>") == harmless
+
+
+def test_a_tokenizer_that_reads_text_as_control_tokens_would_show():
+    """A planted mistake: the model's own tokenizer is not what encodes text."""
+    own, rng = tokenizer(), np.random.default_rng(1)
+    forged = [control_ids() & set(own(hostile(rng))["input_ids"]) for _ in range(100)]
+
+    assert sum(map(bool, forged)) > 50
 
 
 def test_what_looks_like_a_control_token_is_still_read_as_its_letters():
