@@ -15,7 +15,7 @@ from jinja2 import pass_context
 from jinja2.filters import FILTERS as OF_JINJA
 from jinja2.runtime import Context, Undefined
 
-from fewrec_prompt.sandbox import Record, spend
+from fewrec_prompt.sandbox import Record, counted, spend
 
 COUNT_TOKENS = " count tokens"  # in a template's context; no template can name it
 LIKED = 4.0  # stars
@@ -181,7 +181,7 @@ def _rating(item: Any) -> float | None:
     return getattr(item, "rating", None)
 
 
-FILTERS: Mapping[str, Callable[..., Any]] = {
+_ALL: Mapping[str, Callable[..., Any]] = {
     **{name: OF_JINJA[name] for name in (*_OF_TEXT, *_OF_VALUES)},
     **{name: _for_lists(name) for name in (*_OF_LISTS, "sort", "sum", "unique")},
     "join": joined,
@@ -189,4 +189,5 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "round": rounded,
     **OWN,
 }
-"""All that templates may use."""
+FILTERS: Mapping[str, Callable[..., Any]] = {name: counted(function) for name, function in _ALL.items()}
+"""All that templates may use, their work counted."""

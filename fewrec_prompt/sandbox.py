@@ -42,7 +42,7 @@ _ALLOWED = frozenset(
     )
 )
 _TESTS = (
-    *("defined", "undefined", "none", "boolean", "integer", "float", "number", "string", "odd", "even", "divisibleby"),
+    *("defined", "undefined", "none", "boolean", "integer", "float", "number", "string"),
     *("eq", "equalto", "==", "ne", "!=", "lt", "lessthan", "<", "le", "<=", "gt", "greaterthan", ">", "ge", ">="),
 )
 _OF_LOOPS = ("index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem", "cycle")
@@ -150,9 +150,16 @@ def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(made, Iterator):
             made = tuple(made)
         budget.spend(size(made))
-        return made
+        return _bounded(made)
 
     return run
+
+
+def _bounded(value: Any) -> Any:
+    """The value; OverflowError for a number of more digits than anybody counts."""
+    if isinstance(value, int | float) and abs(value) > MAX_NUMBER:
+        raise OverflowError(f"numbers end at {MAX_NUMBER:,}")
+    return value
 
 
 def _read(value: Any) -> Any:
@@ -351,7 +358,7 @@ def undeclared(tree: nodes.Template) -> set[str]:
 class Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, in which only what is listed here can be said, read or called.
 
-    `filters` are all there are beside the counters. Rendering takes place inside `bounded_work`.
+    `filters` are all there are beside the counters, each of them `counted`. Rendering takes place in `bounded_work`.
     """
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%"))
@@ -367,8 +374,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             optimized=False,  # constants are worked out where work is counted
         )
         self.globals.clear()
-        self.filters = {name: counted(function) for name, function in filters.items()} | dict(_COUNTERS)
-        self.tests = {name: self.tests[name] for name in _TESTS}
+        self.filters = {**filters, **_COUNTERS}
+        self.tests = {name: self.tests[name] for name in _TESTS} | {
+            name: _of_numbers(name, self.tests[name]) for name in ("odd", "even", "divisibleby")
+        }
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source.encode("utf-8", "replace")) > MAX_SOURCE:
@@ -420,13 +429,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
         for value in (left, right):
             if isinstance(value, Undefined):
                 value._fail_with_undefined_error()
-        numbers = isinstance(left, int | float) and isinstance(right, int | float)
-        if not numbers:
+        if not (isinstance(left, int | float) and isinstance(right, int | float)):
             _check_text(operator, left, right)
-        made = self.binop_table[operator](left, right)
-        if numbers and abs(made) > MAX_NUMBER:
-            raise OverflowError(f"numbers end at {MAX_NUMBER:,}")
-        return made
+        return _bounded(self.binop_table[operator](_bounded(left), _bounded(right)))
+
+
+def _of_numbers(name: str, test: Callable[..., bool]) -> Callable[..., bool]:
+    """Jinja's test by `%`, refusing text: that would be formatted, to any width."""
+
+    def run(value: Any, *args: Any) -> bool:
+        if not all(isinstance(number, int | float) for number in (value, *args)):
+            raise TypeError(f"{name} is a test of numbers; this is {_a(value)}")
+        return test(value, *args)
+
+    return run
 
 
 def _check_text(operator: str, left: Any, right: Any) -> None:

@@ -188,8 +188,10 @@ def _compiled(loader: _Loader) -> tuple[CompiledTemplate, lint.Trees]:
         return environment.get_template(path.name), lint.parse_all(environment, path.name)
     except TemplateSyntaxError as error:
         message, _, fix = str(error.message).partition("; ")
-        code = "P004" if isinstance(error, ForbiddenError) else "P002"
-        finding = Finding(error.filename or str(path), error.lineno, code, message, fix or "mend the tag in this line")
+        forbidden = isinstance(error, ForbiddenError)
+        code = "P004" if forbidden else "P002"
+        fix = fix or ("prompts/README.md says what may be used" if forbidden else "mend the tag in this line")
+        finding = Finding(error.filename or str(path), error.lineno, code, message, fix)
     except RecursionError:
         finding = Finding(str(path), 1, "P004", "nested too deeply", "take brackets or blocks out of each other")
     except (SyntaxError, ValueError) as error:  # Python's own limits on the code that Jinja writes, or on long numbers

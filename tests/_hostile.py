@@ -149,6 +149,10 @@ MEMORY = {
     "a macro in a loop": "{% macro m() %}" + "text " * 10_000 + "{% endmacro %}{% for a in 'a' * 40000 %}"
     "{% set x = m() %}{% endfor %}x",
     "a wide number": "{{ '%1000000000d' % 1 }}",
+    "a wide number that is odd": "{{ 'a' if '%1000000000d' is odd else 'b' }}",
+    "a wide number that is divisible": "{{ 'a' if '%1000000000d' is divisibleby(1) else 'b' }}",
+    "a wide number that is selected": "{{ ['%1000000000d']|select('even')|list|length }}",
+    "a long number": "{% set x = ('f' * 900000)|int(0, 16) %}{{ x * x // (x + 1) % 7 }}",
     "a wide format": "{{ '{:1000000000}'.format(1) }}",
     "center": "{{ 'a'|center(1000000000) }}",
     "indent": "{{ ('a\n' * 1000000)|indent(10000) }}",

@@ -1,4 +1,4 @@
-"""Templates: what they may say, what is refused with file and line, and what the shipped ones render, to the letter."""
+"""Templates: what they may say, what is refused with file and line, and that data stays data."""
 
 import re
 import sys
@@ -512,3 +512,8 @@ def test_a_recommender_cuts_by_the_tokens_of_its_model(write):
     recommender = Recommender(template, verbalizers.load("title"), ToyBackend(), FILMS)
 
     assert recommender.questions(query())[0].prompt.text.startswith("one two. ")
+
+
+def test_an_unknown_template_is_an_error_with_the_nearest_name():
+    with pytest.raises(ArtifactError, match="Did you mean 'choose'"):
+        templates.load("chose")
