@@ -10,7 +10,7 @@ from _tiny import FILMS, query
 from fewrec_prompt import artifacts, lint, templates, verbalizers
 from fewrec_prompt.backends.toy import ToyBackend
 from fewrec_prompt.calibration import twin
-from fewrec_prompt.errors import TemplateError
+from fewrec_prompt.errors import ArtifactError, TemplateError
 from fewrec_prompt.filters import FILTERS
 from fewrec_prompt.recommender import Recommender, Render
 from fewrec_prompt.seeds import rng_for
