@@ -54,7 +54,7 @@ class Told:
     def __init__(self, states):
         self._states, toy = states, ToyBackend()
         self.context_window, self.mode, self.files = toy.context_window, toy.mode, toy.files
-        self.n_tokens, self.n_computed = toy.n_tokens, toy.n_computed
+        self.n_tokens, self.n_computed, self.count_tokens = toy.n_tokens, toy.n_computed, toy.count_tokens
 
     def hidden(self, prompts, *, grad=False):
         rows = [next(state for word, state in self._states.items() if word in str(prompt)) for prompt in prompts]
