@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from jinja2 import StrictUndefined, Undefined, meta, nodes, pass_context
 from jinja2.environment import TemplateModule
@@ -376,7 +376,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals.clear()
         self.filters = {**filters, **_COUNTERS}
         self.tests = {name: self.tests[name] for name in _TESTS} | {
-            name: _of_numbers(name, self.tests[name]) for name in ("odd", "even", "divisibleby")
+            name: _of_numbers(name, cast("Callable[..., Any]", self.tests[name])) for name in ("odd", "even", "divisibleby")
         }
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
