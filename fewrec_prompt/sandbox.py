@@ -376,7 +376,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals.clear()
         self.filters = {**filters, **_COUNTERS}
         self.tests = {name: self.tests[name] for name in _TESTS} | {
-            name: _of_numbers(name, cast("Callable[..., Any]", self.tests[name])) for name in ("odd", "even", "divisibleby")
+            name: _of_numbers(name, cast("Callable[..., Any]", self.tests[name]))
+            for name in ("odd", "even", "divisibleby")
         }
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
