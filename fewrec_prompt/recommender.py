@@ -34,7 +34,11 @@ from fewrec_prompt.verbalizers.base import mean
 
 LEARNING = Registry(
     "way to learn",
-    {"adapted": "fewrec_prompt.tuning.placing:adapted", "adapt": "fewrec_prompt.tuning.loop:adapt"},
+    {
+        "adapted": "fewrec_prompt.tuning.placing:adapted",
+        "adapt": "fewrec_prompt.tuning.loop:adapt",
+        "adapt_user": "fewrec_prompt.tuning.personal:adapt_user",
+    },
 )
 NEUTRAL, UNCALIBRATED = Domain(), Calibration()
 LABEL_MASS = 1e-6  # a model that gives all labels together less than this is answering something else
@@ -216,6 +220,15 @@ class Recommender:
         """
         made: Recommender = LEARNING.load("adapt")(self, examples, **settings).recommender
         return made
+
+    def adapt_user(
+        self, history: Sequence[Item | str], catalogue: Sequence[Item | str], *, method: str = "mix", seed: int = 0
+    ) -> Any:
+        """Learn from the few things that one person took, oldest first: tuning.personal.Personal.
+
+        Its `ranker` is the person's own where that does better on the latest of them, else this recommender.
+        """
+        return LEARNING.load("adapt_user")(self, history, catalogue, method=method, seed=seed)
 
     def rank(
         self, query: Query | None = None, *, history: Sequence[str] = (), candidates: Sequence[str] = ()

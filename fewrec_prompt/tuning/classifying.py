@@ -172,10 +172,6 @@ class ClassifierBackend:
         """Tokens of a piece of plain text."""
         return self.backend.count_tokens(text)
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text, as the model below counts them."""
-        return self.backend.count_tokens(text)
-
     def n_tokens(self, question: Question) -> int:
         """Tokens of the longest sequence that the model below would make of it."""
         return self.backend.n_tokens(question)

@@ -1,0 +1,114 @@
+"""One new person, from the first few things they took: weights or a soft prompt of their own, if that helps them.
+
+Each thing they took is a question whose answer is known: what came before it, among items they did not take. The latest
+one is not learnt from; on it the person's own recommender has to be better than the one for everybody, or it is not
+used. What is learnt is small and can be thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fewrec_prompt.errors import DataError, FewrecError
+from fewrec_prompt.recommender import Ranker, Recommender
+from fewrec_prompt.seeds import rng_for
+from fewrec_prompt.tuning.examples import Example
+from fewrec_prompt.tuning.features import features_of, prior_of
+from fewrec_prompt.tuning.loop import tune
+from fewrec_prompt.tuning.losses import best_scale
+from fewrec_prompt.tuning.mix import fit
+from fewrec_prompt.tuning.mixed import MixRecommender
+from fewrec_prompt.tuning.settings import Settings
+from fewrec_prompt.types import Interaction, Item, Query
+
+MOST_LEARNT = 4  # questions, the latest ones: more would take longer than a person waits
+N_CANDIDATES = 10
+TOKENS = 8  # of a personal soft prompt
+
+PersonalMethod = Literal["mix", "soft-prompt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Personal:
+    """A person's own recommender, or everybody's where it does not help."""
+
+    ranker: Ranker
+    helped: bool
+    loss: float  # nats, of the person's latest interaction
+    zero_shot_loss: float
+    n_bytes: int  # of what was learnt; 0 where it was thrown away
+
+
+def adapt_user(
+    recommender: Recommender,
+    history: Sequence[Item | str],
+    catalogue: Sequence[Item | str],
+    *,
+    method: PersonalMethod = "mix",
+    seed: int = 0,
+) -> Personal:
+    """Learn from what one person took, oldest first; `catalogue` is what they might have taken instead.
+
+    With fewer than three interactions there is nothing to learn from and something to test on, so everybody's
+    recommender stays. Raises DataError where the catalogue has too few other items.
+    """
+    if method not in ("mix", "soft-prompt"):
+        raise FewrecError(f"unknown method {method!r} for one person; take 'mix' or 'soft-prompt'")
+    questions = _questions([_item(one) for one in history], [_item(one) for one in catalogue], seed)
+    if len(questions) < 2:
+        return Personal(recommender, helped=False, loss=np.nan, zero_shot_loss=np.nan, n_bytes=0)
+    learnt, latest = questions[:-1], questions[-1]
+    own, n_bytes = (_mix if method == "mix" else _soft_prompt)(recommender, learnt, seed)
+    loss, zero_shot_loss = _loss(own, latest), _loss(recommender, latest)
+    helped = loss < zero_shot_loss
+    return Personal(own if helped else recommender, helped, loss, zero_shot_loss, n_bytes if helped else 0)
+
+
+def _item(given: Item | str) -> Item:
+    return given if isinstance(given, Item) else Item(given, given)
+
+
+def _questions(history: Sequence[Item], catalogue: Sequence[Item], seed: int) -> list[Example]:
+    """What came next, after each beginning of the history: the latest few of these questions."""
+    taken = {item.id for item in history}
+    free = [item for item in catalogue if item.id not in taken]
+    if len(free) < N_CANDIDATES - 1:
+        raise DataError(
+            f"the catalogue has {len(free)} items that this person did not take; {N_CANDIDATES - 1} are needed to ask"
+        )
+    first = max(1, len(history) - MOST_LEARNT - 1)
+    return [_question(history[:at], history[at], free, seed) for at in range(first, len(history))]
+
+
+def _question(before: Sequence[Item], answer: Item, free: Sequence[Item], seed: int) -> Example:
+    rng = rng_for(seed, "personal", answer.id)
+    others = [free[at] for at in rng.choice(len(free), N_CANDIDATES - 1, replace=False).tolist()]
+    order = rng.permutation(N_CANDIDATES).tolist()
+    items = [answer, *others]
+    query = Query("person", tuple(map(Interaction, before)), tuple(items[at] for at in order))
+    return Example(query, (order.index(0),))
+
+
+def _mix(recommender: Recommender, learnt: Sequence[Example], _seed: int) -> tuple[Ranker, int]:
+    name = recommender.template.name
+    logged = [features_of(name, recommender, recommender.answers(one.query)) for one in learnt]
+    made = fit(learnt, logged, prior_of(name, recommender))
+    return MixRecommender({name: recommender}, made), 8 * len(made.weights)
+
+
+def _soft_prompt(recommender: Recommender, learnt: Sequence[Example], seed: int) -> tuple[Ranker, int]:
+    settings = Settings("soft-prompt", tokens=TOKENS, batch=1, held_out=0.0, seed=seed)
+    tuned = tune(recommender, learnt, settings)
+    return tuned.recommender, 4 * tuned.n_weights
+
+
+def _loss(ranker: Ranker, example: Example) -> float:
+    """Of the answer, in nats, at the scale that suits the ranker best: its order alone would hardly tell."""
+    ranking = ranker.rank(example.query)
+    score_of = dict(zip(ranking.item_ids, ranking.scores, strict=True))
+    scores = np.array([score_of[item.id] for item in example.query.candidates])
+    return best_scale("listwise", [scores], [example.relevant])[1]

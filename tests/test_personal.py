@@ -1,0 +1,83 @@
+"""One new person: what is learnt is small, used only where it helps, and everybody's recommender stays as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from _tiny import FILMS, TITLES
+from test_tuning import recommender
+
+from fewrec_prompt.backends.toy import ToyBackend
+from fewrec_prompt.errors import DataError, FewrecError
+from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.tuning import personal
+from fewrec_prompt.tuning.personal import adapt_user
+from fewrec_prompt.types import Interaction, Item, Query
+
+CATALOGUE = [f"Film {n}" for n in range(30)]
+
+
+def toy(calibrate: str = "none") -> Recommender:
+    """A model to which all films are alike, but for their length."""
+    template, reader, calibration = choose("complete", None, calibrate, None, None)
+    return Recommender(template, reader, ToyBackend(), FILMS, calibration)
+
+
+def test_who_takes_long_titles_gets_them_first() -> None:
+    """The model prefers short titles; this person took five long ones. The weight of the length turns round."""
+    long = [f"The Very Long And Winding Road {n}" for n in range(6)]
+    mine = adapt_user(toy(), long, CATALOGUE)
+    assert mine.helped
+    assert mine.loss < mine.zero_shot_loss
+    seen = tuple(Interaction(Item(title, title)) for title in long)
+    query = Query("x", seen, (Item("a", "Up"), Item("b", "The Very Long And Winding Road 9")))
+    assert toy().rank(query).item_ids == ("a", "b")
+    assert mine.ranker.rank(query).item_ids == ("b", "a")
+    assert 0 < mine.n_bytes <= 64 * 1024
+
+
+def test_what_does_not_help_is_thrown_away() -> None:
+    """Long titles at first, a short one in the end: what was learnt is wrong for what came next."""
+    history = [*(f"The Very Long And Winding Road {n}" for n in range(5)), "Up"]
+    start = toy()
+    mine = adapt_user(start, history, [f"A Long Film Of Number {n}" for n in range(30)])
+    assert not mine.helped
+    assert mine.ranker is start
+    assert mine.n_bytes == 0
+    assert mine.loss >= mine.zero_shot_loss
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_with_too_little_to_learn_and_test_everybodys_stays(n: int) -> None:
+    start = toy()
+    mine = adapt_user(start, CATALOGUE[:n], CATALOGUE)
+    assert not mine.helped
+    assert mine.ranker is start
+    assert np.isnan(mine.loss)
+
+
+def test_the_latest_is_never_learnt_from() -> None:
+    items = [Item(title, title) for title in CATALOGUE]
+    questions = personal._questions(items[:8], items, 0)
+    assert len(questions) == personal.MOST_LEARNT + 1
+    for at, question in enumerate(questions):
+        answer = question.query.candidates[question.relevant[0]]
+        assert answer == items[3 + at]
+        assert [seen.item for seen in question.query.history] == items[: 3 + at]
+        others = {item.id for item in question.query.candidates} - {answer.id}
+        assert not others & set(CATALOGUE[:8]), "nothing that they took"
+
+
+def test_a_soft_prompt_of_ones_own_is_small() -> None:
+    start = recommender()
+    films = [*TITLES, *(f"Film {n}" for n in range(12))]
+    mine = start.adapt_user(TITLES[:4], films, method="soft-prompt")
+    assert mine.n_bytes in (0, 4 * 32 * personal.TOKENS)
+    assert mine.helped == (mine.ranker is not start)
+
+
+def test_what_cannot_be_asked_is_said() -> None:
+    with pytest.raises(DataError, match="the catalogue has 3 items that this person did not take; 9 are needed"):
+        adapt_user(toy(), CATALOGUE[:4], CATALOGUE[:7])
+    with pytest.raises(FewrecError, match="unknown method 'lora' for one person"):
+        adapt_user(toy(), CATALOGUE[:4], CATALOGUE, method="lora")  # type: ignore[arg-type]  # that is the point
