@@ -119,7 +119,7 @@ def tune_task(
     tuned = tune(
         recommender,
         found.learnt,
-        _for_answers(settings, found),
+        fitting(settings, found),
         held_out=found.held_out,
         training=found.queries.training,
         folder=scratch,
@@ -144,7 +144,7 @@ def save_tuned(
     adapters.save(out, tuned.settings.method, bound, tensors, config=config, about=about, probes=probes)
 
 
-def _for_answers(settings: Settings, shots: Shots) -> Settings:
+def fitting(settings: Settings, shots: Shots) -> Settings:
     """Where nothing is said: the loss that the answers ask for, and new negatives for every pass if there are any."""
     loss = settings.loss or shots.loss
     fresh = loss != "binary" and shots.queries.training is not None

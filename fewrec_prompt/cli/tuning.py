@@ -11,9 +11,11 @@ from fewrec_prompt.cli.model_options import Device, Int8Threshold, Model, Precis
 from fewrec_prompt.errors import FewrecError, did_you_mean
 
 if TYPE_CHECKING:
+    from fewrec_prompt import Numerics
     from fewrec_prompt.tasks import RowSettings, Task
     from fewrec_prompt.tuning.loop import Tuned
     from fewrec_prompt.tuning.mix import Mix
+    from fewrec_prompt.tuning.settings import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -59,6 +61,10 @@ def tune(
     popularity: Annotated[
         bool, typer.Option("--popularity", help="Of mix: weigh how often items were taken, too.")
     ] = False,
+    search: Annotated[
+        int | None,
+        typer.Option(min=1, help="Try so many settings on those held out; the best is kept, and tested once."),
+    ] = None,
     model: Model = None,
     precision: Precision = "auto",
     device: Device = None,
@@ -82,6 +88,8 @@ def tune(
         found = tasks.with_model(found, model)
     row = _row(found, prompt, verbalizer, calibrate, alpha, length)
     numerics = Numerics(precision, device, int8_threshold)
+    if method == "mix" and search:
+        raise FewrecError("a mix has nothing to search for: its strength is chosen by leaving one person out")
     if method == "mix":
         from fewrec_prompt.mixing import tune_mix
 
@@ -108,7 +116,28 @@ def tune(
         seed=seed,
         checkpointing=checkpointing,
     )
-    _print(tune_task(found, settings, shots, out, row=row, numerics=numerics, say=say), task, out)
+    if search is None:
+        _print(tune_task(found, settings, shots, out, row=row, numerics=numerics, say=say), task, out)
+    else:
+        _search(found, settings, shots, out, search, row, numerics)
+
+
+def _search(
+    task: Task, settings: Settings, shots: int, out: Path, trials: int, row: RowSettings | None, numerics: Numerics
+) -> None:
+    """Choose settings, keep what the best one learns, and test it, once."""
+    from fewrec_prompt import Options, evaluate
+    from fewrec_prompt.cli.console import print_table, progress_bar, resumable, say
+    from fewrec_prompt.tune_search import search
+
+    with resumable():
+        found = search(task, settings, shots, out, trials, row=row, numerics=numerics, say=say)
+        _print(found.tuned, task.name, out)
+        typer.echo(f"search   {found.n_trials} trials, {found.n_pruned} of them stopped early\n")
+        with progress_bar() as progress:
+            run = evaluate(task, Options(adapters=(out,), numerics=numerics), say=say, progress=progress)
+    print_table(run.record)
+    typer.echo(f"\nrun     {run.folder / 'run.json'}")
 
 
 def _row(
