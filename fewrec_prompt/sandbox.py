@@ -430,13 +430,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return _bounded(self.binop_table[operator](_bounded(left), _bounded(right)))
 
 
-def _of_numbers(name: str, test: Callable[..., bool]) -> Callable[..., bool]:
+def _of_numbers(name: str, test: Any) -> Callable[..., bool]:
     """Jinja's test by `%`, refusing text: that would be formatted, to any width."""
 
     def run(value: Any, *args: Any) -> bool:
         if not all(isinstance(number, int | float) for number in (value, *args)):
             raise TypeError(f"{name} is a test of numbers; this is {_a(value)}")
-        return test(value, *args)
+        return bool(test(value, *args))
 
     return run
 
