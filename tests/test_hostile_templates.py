@@ -174,7 +174,7 @@ class Grammar:
 
     def template(self) -> str:
         return self.pick((KNOWN, KNOWN, KNOWN, "")) + "".join(
-            self.statement(2) for _ in range(int(self.rng.integers(1, 4)))
+            self.statement(2) for _ in range(int(self.rng.integers(1, 3)))
         )
 
 
