@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from jinja2 import StrictUndefined, Undefined, meta, nodes, pass_context
 from jinja2.environment import TemplateModule
@@ -244,12 +244,8 @@ def _weight(node: nodes.Node) -> int:
 # --- what a template may say -----------------------------------------------------------------------------------------
 
 
-class ForbiddenError(TemplateSyntaxError):
-    """Jinja could read it, and no template may say it."""
-
-
 def _check(tree: nodes.Template, environment: Sandbox, file: str | None) -> None:
-    """Raises ForbiddenError for the first node that no template needs, or that is one too many."""
+    """Raises TemplateSyntaxError for the first node that no template needs, or that is one too many."""
     n_nodes, pending = 0, [(tree, 1)]
     while pending:
         node, depth = pending.pop()
@@ -262,7 +258,7 @@ def _check(tree: nodes.Template, environment: Sandbox, file: str | None) -> None
             else _refusal(node, environment)
         )
         if reason:
-            raise ForbiddenError(reason, node.lineno or 1, filename=file)
+            raise TemplateSyntaxError(reason, node.lineno or 1, filename=file)
         pending += [(child, depth + 1) for child in node.iter_child_nodes()]  # type: ignore[misc]  # any node
 
 
@@ -376,13 +372,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals.clear()
         self.filters = {**filters, **_COUNTERS}
         self.tests = {name: self.tests[name] for name in _TESTS} | {
-            name: _of_numbers(name, cast("Callable[..., Any]", self.tests[name]))
-            for name in ("odd", "even", "divisibleby")
+            name: _of_numbers(name, self.tests[name]) for name in ("odd", "even", "divisibleby")
         }
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source.encode("utf-8", "replace")) > MAX_SOURCE:
-            raise ForbiddenError(f"longer than {MAX_SOURCE:,} bytes", 1, filename=filename)
+            raise TemplateSyntaxError(f"longer than {MAX_SOURCE:,} bytes", 1, filename=filename)
         tree = Parser(self, source, name, filename).parse()
         _check(tree, self, filename)
         return tree
@@ -435,7 +430,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return _bounded(self.binop_table[operator](_bounded(left), _bounded(right)))
 
 
-def _of_numbers(name: str, test: Callable[..., Any]) -> Callable[..., bool]:
+def _of_numbers(name: str, test: Any) -> Callable[..., bool]:
     """Jinja's test by `%`, refusing text: that would be formatted, to any width."""
 
     def run(value: Any, *args: Any) -> bool:

@@ -174,7 +174,7 @@ class Grammar:
 
     def template(self) -> str:
         return self.pick((KNOWN, KNOWN, KNOWN, "")) + "".join(
-            self.statement(2) for _ in range(int(self.rng.integers(1, 4)))
+            self.statement(2) for _ in range(int(self.rng.integers(1, 3)))
         )
 
 
@@ -198,9 +198,9 @@ def check_fuzzed(n: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def test_drawn_templates_end_in_errors_of_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = check_fuzzed(20_000, monkeypatch)
+    ended = check_fuzzed(10_000, monkeypatch)
 
-    assert ended["output"] > 500  # the grammar says something that can be rendered, too
+    assert ended["output"] > 300  # the grammar says something that can be rendered, too
 
 
 @pytest.mark.long
