@@ -244,8 +244,12 @@ def _weight(node: nodes.Node) -> int:
 # --- what a template may say -----------------------------------------------------------------------------------------
 
 
+class ForbiddenError(TemplateSyntaxError):
+    """Jinja could read it, and no template may say it."""
+
+
 def _check(tree: nodes.Template, environment: Sandbox, file: str | None) -> None:
-    """Raises TemplateSyntaxError for the first node that no template needs, or that is one too many."""
+    """Raises ForbiddenError for the first node that no template needs, or that is one too many."""
     n_nodes, pending = 0, [(tree, 1)]
     while pending:
         node, depth = pending.pop()
@@ -258,7 +262,7 @@ def _check(tree: nodes.Template, environment: Sandbox, file: str | None) -> None
             else _refusal(node, environment)
         )
         if reason:
-            raise TemplateSyntaxError(reason, node.lineno or 1, filename=file)
+            raise ForbiddenError(reason, node.lineno or 1, filename=file)
         pending += [(child, depth + 1) for child in node.iter_child_nodes()]  # type: ignore[misc]  # any node
 
 
@@ -377,7 +381,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source.encode("utf-8", "replace")) > MAX_SOURCE:
-            raise TemplateSyntaxError(f"longer than {MAX_SOURCE:,} bytes", 1, filename=filename)
+            raise ForbiddenError(f"longer than {MAX_SOURCE:,} bytes", 1, filename=filename)
         tree = Parser(self, source, name, filename).parse()
         _check(tree, self, filename)
         return tree
