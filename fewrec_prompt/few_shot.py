@@ -19,16 +19,26 @@ from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.demos import Demos, DemosName
-from fewrec_prompt.errors import DataError, TaskError
+from fewrec_prompt.errors import AdapterError, DataError, TaskError
 from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.examples import Example, drawn, examples_of, parted
-from fewrec_prompt.tuning.loop import Tuned, Watch, tune
+from fewrec_prompt.tuning.loop import Earlier, Tuned, Watch, tune
 from fewrec_prompt.tuning.losses import LossName
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Demo
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """An adapter to go on from: `replay` is the share of its people who are learnt from again, `pull` how strongly its
+    weights are held on to."""
+
+    folder: Path
+    replay: float = 0.25
+    pull: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,7 @@ def tune_task(
     out: Path,
     *,
     row: RowSettings | None = None,
+    earlier: Round | None = None,
     numerics: Numerics = AUTO,
     backend: Backend | None = None,
     watch: Watch | None = None,
@@ -103,8 +114,9 @@ def tune_task(
 ) -> Tuned:
     """Learn from `shots` people of a task and write what was learnt to the folder `out`.
 
-    `settings.seed` draws the people, too. An interrupted training goes on from `out`.training, which is removed at the
-    end. Raises FewrecError; nothing is trained where the folder could not be written.
+    `settings.seed` draws the people, too. `earlier` is an adapter to learn on from. An interrupted training goes on
+    from `out`.training, which is removed at the end. Raises FewrecError; nothing is trained where the folder could not
+    be written.
     """
     task = task if isinstance(task, Task) else tasks.load_task(task)
     if out.exists():
@@ -122,14 +134,31 @@ def tune_task(
         fitting(settings, found),
         held_out=found.held_out,
         training=found.queries.training,
+        earlier=None if earlier is None else _taken_up(earlier, settings, recommender, say),
         folder=scratch,
         watch=watch,
         say=say,
     )
     about = _about(task, row, found, shots, tuned, time.perf_counter() - begin)
+    about["earlier"] = None if earlier is None else earlier.folder.name
     save_tuned(out, tuned, bound, about, found.learnt)
     _remove(scratch)
     return tuned
+
+
+def _taken_up(earlier: Round, settings: Settings, recommender: Recommender, say: Say) -> Earlier:
+    """The weights and the people of an earlier round. Raises AdapterError for another method or other bindings."""
+    saved = adapters.read(earlier.folder)
+    if saved.method != settings.method:
+        raise AdapterError(
+            f"{earlier.folder}: was learnt with {saved.method!r}; go on with that, not {settings.method!r}"
+        )
+    adapters.check_bindings(saved, recommender, force=False)
+    about = saved.about
+    people = shots_of(tasks.load_task(about["task"]), about["shots"], about["seed"], say=say).learnt
+    n_again = round(earlier.replay * len(people))
+    replay = drawn(people, n_again, settings.seed) if n_again else ()
+    return Earlier(dict(saved.tensors), people, replay, earlier.pull)
 
 
 def save_tuned(

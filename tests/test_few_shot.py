@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.cli import app
 from fewrec_prompt.cli.ranking import spread_lists
 from fewrec_prompt.curve import ZERO, curve
-from fewrec_prompt.errors import DataError, FewrecError, RunError, TaskError
+from fewrec_prompt.errors import AdapterError, DataError, FewrecError, ModelError, RunError, TaskError
 from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.few_shot import shots_of, tune_task
 from fewrec_prompt.tuning import adapters
@@ -75,6 +76,49 @@ def test_an_adapter_is_not_written_over(task: tasks.Task, model: Path, tmp_path:
     (tmp_path / "x").mkdir()
     with pytest.raises(TaskError, match="exists already"):
         tune_task(task, LORA, 3, tmp_path / "x", backend=backend(model))
+
+
+@pytest.mark.parametrize("method", ["soft-prompt", "prefix", "lora", "full"])
+def test_a_second_round_begins_where_the_first_ended(
+    method: str, task: tasks.Task, model: Path, tmp_path: Path
+) -> None:
+    settings = Settings(method, tokens=4, rank=2, epochs=1, learning_rate=1e-2)  # type: ignore[arg-type]  # these four
+    first = tune_task(task, settings, 3, tmp_path / "first", backend=backend(model))
+    still = replace(settings, learning_rate=1e-8, seed=1)
+    earlier = few_shot.Round(tmp_path / "first", replay=0.0)
+    second = tune_task(task, still, 3, tmp_path / "second", earlier=earlier, backend=backend(model))
+    for name, weights in adapters.read(tmp_path / "first").tensors.items():
+        assert np.allclose(weights, adapters.read(tmp_path / "second").tensors[name], atol=1e-6)
+    before, after = second.earlier_loss or (0.0, 0.0)
+    assert before == pytest.approx(after, abs=1e-4)
+    assert first.earlier_loss is None
+    assert adapters.read(tmp_path / "second").about["earlier"] == "first"
+
+
+def test_a_pull_keeps_near_and_a_replay_keeps_in_mind(task: tasks.Task, model: Path, tmp_path: Path) -> None:
+    settings = Settings("soft-prompt", tokens=4, epochs=4, learning_rate=3e-2)
+    tune_task(task, settings, 3, tmp_path / "first", backend=backend(model))
+    anchor = adapters.read(tmp_path / "first").tensors["prompt_embeddings"]
+
+    def moved(name: str, **how: float) -> float:
+        earlier = few_shot.Round(tmp_path / "first", **how)
+        tune_task(task, replace(settings, seed=1), 3, tmp_path / name, earlier=earlier, backend=backend(model))
+        return float((adapters.read(tmp_path / name).tensors["prompt_embeddings"] - anchor).norm())
+
+    assert moved("held", replay=0.0, pull=10.0) < moved("free", replay=0.0)
+    assert moved("again", replay=1.0) > 0
+    with_all = adapters.read(tmp_path / "again").about
+    assert with_all["earlier_loss"][1] < adapters.read(tmp_path / "free").about["earlier_loss"][1] + 0.5
+
+
+def test_a_round_of_another_method_or_adalora_is_refused(task: tasks.Task, model: Path, tmp_path: Path) -> None:
+    settings = Settings("adalora", rank=2, epochs=4, batch=1, learning_rate=1e-2)
+    tune_task(task, settings, 3, tmp_path / "first", backend=backend(model))
+    earlier = few_shot.Round(tmp_path / "first")
+    with pytest.raises(AdapterError, match="was learnt with 'adalora'; go on with that, not 'lora'"):
+        tune_task(task, LORA, 3, tmp_path / "x", earlier=earlier, backend=backend(model))
+    with pytest.raises(ModelError, match="cannot be learnt on"):
+        tune_task(task, settings, 3, tmp_path / "x", earlier=earlier, backend=backend(model))
 
 
 def test_the_command_tunes_and_the_table_shows_it(

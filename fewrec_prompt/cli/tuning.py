@@ -61,6 +61,13 @@ def tune(
     popularity: Annotated[
         bool, typer.Option("--popularity", help="Of mix: weigh how often items were taken, too.")
     ] = False,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="An adapter to go on from, with these people instead of its own.")
+    ] = None,
+    replay: Annotated[
+        float, typer.Option(min=0, max=1, help="Of --from: share of its people learnt from again.")
+    ] = 0.25,
+    pull: Annotated[float, typer.Option(min=0, help="Of --from: how strongly its weights are held on to.")] = 0.0,
     search: Annotated[
         int | None,
         typer.Option(min=1, help="Try so many settings on those held out; the best is kept, and tested once."),
@@ -76,7 +83,7 @@ def tune(
     """
     from fewrec_prompt import Numerics, tasks
     from fewrec_prompt.cli.console import say
-    from fewrec_prompt.few_shot import tune_task
+    from fewrec_prompt.few_shot import Round, tune_task
     from fewrec_prompt.tuning.settings import DEFAULTS, Settings
 
     if method != "mix" and method not in DEFAULTS:
@@ -88,6 +95,8 @@ def tune(
         found = tasks.with_model(found, model)
     row = _row(found, prompt, verbalizer, calibrate, alpha, length)
     numerics = Numerics(precision, device, int8_threshold)
+    if start is not None and (search or method == "mix"):
+        raise FewrecError("--from goes on with one adapter that learnt by gradients; leave --search and mix out")
     if method == "mix" and search:
         raise FewrecError("a mix has nothing to search for: its strength is chosen by leaving one person out")
     if method == "mix":
@@ -117,7 +126,9 @@ def tune(
         checkpointing=checkpointing,
     )
     if search is None:
-        _print(tune_task(found, settings, shots, out, row=row, numerics=numerics, say=say), task, out)
+        earlier = None if start is None else Round(start, replay, pull)
+        tuned = tune_task(found, settings, shots, out, row=row, earlier=earlier, numerics=numerics, say=say)
+        _print(tuned, task, out)
     else:
         _search(found, settings, shots, out, search, row, numerics)
 
@@ -175,4 +186,7 @@ def _print(tuned: Tuned, task: str, out: Path) -> None:
     typer.echo(f"loss     {tuned.zero_shot_loss:.3f} before, {best.loss:.3f} in pass {best.epoch}, which is kept")
     if best.metric is not None and first.metric is not None:
         typer.echo(f"held out {100 * first.metric:.1f} before, {100 * best.metric:.1f} in that pass")
+    if tuned.earlier_loss is not None:
+        before, after = tuned.earlier_loss
+        typer.echo(f"earlier  loss of the earlier round's people {before:.3f} before this round, {after:.3f} after it")
     typer.echo(f"adapter  {out}\nuse it   fewrec eval {task} --adapter {out}")

@@ -53,6 +53,20 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
+class Earlier:
+    """An earlier round to go on from, and how it is held on to.
+
+    `replay` are people of that round who are learnt from again; `pull` is the weight of the squared distance to its
+    weights (Li et al. 2018, arXiv 1802.01483). What was forgotten is measured on all its people.
+    """
+
+    tensors: Tensors
+    people: tuple[Example, ...]
+    replay: tuple[Example, ...] = ()
+    pull: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Tuned:
     """What training came to: the recommender as it learnt, and how it went."""
 
@@ -63,6 +77,7 @@ class Tuned:
     zero_shot_loss: float  # of the untrained recommender on the same examples, at the scale that suits it best
     best_epoch: int
     n_weights: int
+    earlier_loss: tuple[float, float] | None = None  # of the earlier round's people, before this round and after it
 
     @property
     def learned(self) -> bool:
@@ -78,6 +93,7 @@ class Tuned:
             "learned": self.learned,
             "best_epoch": self.best_epoch,
             "n_weights": self.n_weights,
+            "earlier_loss": self.earlier_loss,
         }
 
 
@@ -101,6 +117,7 @@ def tune(
     *,
     held_out: Sequence[Example] = (),
     training: Training | None = None,
+    earlier: Earlier | None = None,
     folder: Path | None = None,
     metric: str = "nDCG@10",
     watch: Watch | None = None,
@@ -108,9 +125,9 @@ def tune(
 ) -> Tuned:
     """Learn from examples; the best state by the metric of those held out stays, the last one where nobody is.
 
-    With a `folder` an interrupted training goes on where it stopped. The recommender itself stays as it is. Raises
-    DataError for examples that the loss cannot use, NumericError where a loss is not finite, ModelError for a method
-    that the model cannot take.
+    `earlier` is a round to learn on from. With a `folder` an interrupted training goes on where it stopped. The
+    recommender itself stays as it is. Raises DataError for examples that the loss cannot use, NumericError where a loss
+    is not finite, ModelError for a method that the model cannot take.
     """
     if not isinstance(recommender.backend, CausalBackend):
         raise DataError("only causal language models are tuned; this recommender asks another kind of backend")
@@ -135,7 +152,7 @@ def tune(
     for example in examples:
         check_answers(settings.loss_name, len(example.query.candidates), len(example.relevant), example.query.user_id)
     state = _Training(
-        recommender, recommender.backend, tuple(examples), tuple(held_out), settings, training, metric, say
+        recommender, recommender.backend, tuple(examples), tuple(held_out), settings, training, metric, say, earlier
     )
     return state.run(folder, watch)
 
@@ -157,12 +174,15 @@ class _Training:
     training: Training | None
     metric: str
     say: Say
+    earlier: Earlier | None = None
     position: int = 0
     passes: list[Pass] = field(default_factory=list)
     best: tuple[int, float, Tensors] | None = None  # epoch, metric, weights
 
     def __post_init__(self) -> None:
         settings = self.settings
+        if self.earlier is not None:
+            self.examples += self.earlier.replay
         self.accelerator = Accelerator(cpu=self.backend.mode.device == "cpu")
         self.n_batches = -(-len(self.examples) // settings.batch)
         self.plan = ("start", *["histories"] * settings.warm_up, *["answers"] * settings.n_epochs)
@@ -172,6 +192,12 @@ class _Training:
         log_scale, self.zero_shot_loss = self._untrained()
         self.learner = begin(self.backend, settings, instruction=_instruction(self.start), n_steps=n_steps)
         self.tuned = replace(self.start, backend=self.learner.backend)
+        self.anchor: Tensors = {}
+        self.earlier_loss = None
+        if self.earlier is not None:
+            self.learner.adopt(self.earlier.tensors)
+            self.anchor = {name: weights.detach().clone() for name, weights in self.learner.parameters().items()}
+            self.earlier_loss = self._loss_of_earlier()
         self.log_scale = torch.nn.Parameter(torch.tensor(log_scale, device=self.backend.model.device))
         weights = list(self.learner.parameters().values())
         self.optimizer = torch.optim.AdamW(
@@ -225,7 +251,7 @@ class _Training:
                 )
             self.accelerator.backward(loss)
             total += float(loss.detach())
-        if isinstance(penalty := self.learner.penalty(), torch.Tensor):
+        if isinstance(penalty := self.learner.penalty() + self._pull(), torch.Tensor):
             self.accelerator.backward(penalty / self.accelerator.num_processes)
         self._add_up()
         weights = [*self.learner.parameters().values(), self.log_scale]
@@ -243,6 +269,22 @@ class _Training:
             return _next_title(asker, example.query, rng_for(self.settings.seed, "cut", epoch, example.query.user_id))
         scores = asker.scores(asker.answers(example.query)).float()
         return LOSSES[self.settings.loss_name](scores * self.log_scale.exp(), example.relevant)
+
+    def _pull(self) -> torch.Tensor | float:
+        """Towards the weights of the earlier round."""
+        if self.earlier is None or self.earlier.pull == 0.0:
+            return 0.0
+        weights = self.learner.parameters()
+        return self.earlier.pull * torch.stack([(weights[n] - w).square().sum() for n, w in self.anchor.items()]).sum()
+
+    def _loss_of_earlier(self) -> float:
+        """Mean loss of all people of the earlier round, at the scale that suits them best."""
+        assert self.earlier is not None, "there is one"
+        with torch.no_grad():
+            self.learner.place()
+            people = self.earlier.people
+            scores = [np.asarray(self.tuned.scores(self.tuned.answers(one.query))) for one in people]
+        return best_scale(self.settings.loss_name, scores, [one.relevant for one in people])[1]
 
     def _add_up(self) -> None:
         """Gradients of all processes, summed."""
@@ -297,9 +339,17 @@ class _Training:
         epoch, _, weights = self.best
         self.learner.restore(weights)
         self.learner.end()
+        forgotten = None if self.earlier_loss is None else (self.earlier_loss, self._loss_of_earlier())
         n_weights = sum(weights.numel() for weights in self.learner.parameters().values())
         found = Tuned(
-            self.tuned, self.learner, self.settings, tuple(self.passes), self.zero_shot_loss, epoch, n_weights
+            self.tuned,
+            self.learner,
+            self.settings,
+            tuple(self.passes),
+            self.zero_shot_loss,
+            epoch,
+            n_weights,
+            forgotten,
         )
         if not found.learned:
             self.say(
@@ -315,7 +365,8 @@ class _Training:
         people = [(one.query.user_id, _ids(one.query), one.relevant) for one in self.examples]
         held = [one.query.user_id for one in self.held_out]
         files = self.backend.files
-        whole = (self.settings.to_dict(), people, held, self.start.template.ref.sha256, files and files.sha256)
+        earlier = None if self.earlier is None else (self.earlier.pull, *map(_digest, self.earlier.tensors.values()))
+        whole = (self.settings.to_dict(), people, held, self.start.template.ref.sha256, files and files.sha256, earlier)
         return sha256(repr(whole).encode()).hexdigest()
 
     def _save(self, folder: Path | None) -> None:
@@ -376,6 +427,10 @@ def _next_title(recommender: Recommender, query: Query, rng: np.random.Generator
     known = replace(query, history=query.history[:cut], candidates=(query.history[cut].item,))
     rows: list[Any] = recommender.backend.logprobs(recommender.questions(known))
     return -torch.cat([row for answer in rows for row in answer]).mean()
+
+
+def _digest(values: torch.Tensor) -> str:
+    return sha256(values.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _ids(query: Query) -> list[str]:

@@ -60,6 +60,12 @@ class Learner:
         """What is saved, under PEFT's names."""
         raise NotImplementedError
 
+    def adopt(self, tensors: Tensors) -> None:
+        """Begin with what was saved earlier, under PEFT's names. Raises ModelError for a method that cannot."""
+        raise ModelError(
+            "what this method saved cannot be learnt on; begin anew, or take soft-prompt, prefix, lora or full"
+        )
+
     def end(self) -> None:
         """Stop learning: the weights stay where they are, and nothing has gradients."""
         for weights in self.parameters().values():
@@ -103,6 +109,18 @@ class Virtual(Learner):
         tokens = self._weights["tokens"]
         return self._start + self._network(tokens) if len(self._weights) > 1 else tokens
 
+    def adopt(self, tensors: Tensors) -> None:
+        """P-tuning's network was dropped: a new one adds to what it came to."""
+        saved = tensors["prompt_embeddings"].to(self._start)
+        if saved.shape != self._start.shape:
+            raise ModelError(
+                f"{len(saved)} virtual tokens were learnt earlier, not {len(self._start)}; ask for as many"
+            )
+        self._start = saved.clone()
+        with torch.no_grad():
+            self._weights["tokens"].copy_(saved)
+        self.place()
+
     def place(self) -> None:
         self.backend.engine.soft = SoftTokens(self.vectors())
 
@@ -142,6 +160,11 @@ class Prefix(Learner):
     def parameters(self) -> dict[str, Parameter]:
         return self._weights
 
+    def adopt(self, tensors: Tensors) -> None:
+        with torch.no_grad():
+            self._weights["prefix"].copy_(tensors["prompt_embeddings"])
+        self.place()
+
     def place(self) -> None:
         values = self._weights["prefix"].to(self.backend.model.dtype)
         self.backend.engine.soft = unflat(values, **self._heads)
@@ -174,6 +197,14 @@ class LowRank(Learner):
         super().place()
         self.backend.switch.use(self.name)
 
+    def adopt(self, tensors: Tensors) -> None:
+        from peft import set_peft_model_state_dict
+
+        if set(tensors) != set(self.export()):
+            raise ModelError("another rank or other layers were learnt earlier; ask for the same --rank and --targets")
+        set_peft_model_state_dict(self._peft, dict(tensors), adapter_name=self.name)
+        self.place()
+
     def end(self) -> None:
         super().end()
         self.backend.switch.stop_learning()
@@ -196,6 +227,10 @@ class AdaptiveRank(LowRank):
     def __init__(self, backend: CausalBackend, settings: Settings, n_steps: int) -> None:
         super().__init__(backend, settings, n_steps)
         self._n_done = 0
+
+    def adopt(self, tensors: Tensors) -> None:
+        """Its ranks were settled: a second round would plan them anew."""
+        Learner.adopt(self, tensors)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -252,6 +287,9 @@ class Full(Learner):
 
     def parameters(self) -> dict[str, Parameter]:
         return dict(self.backend.model.named_parameters())
+
+    def adopt(self, tensors: Tensors) -> None:
+        self.restore(tensors)
 
     def config(self) -> None:
         """None: the whole model is saved."""
