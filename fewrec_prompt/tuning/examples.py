@@ -46,7 +46,7 @@ def drawn(examples: Sequence[Example], n: int, seed: int) -> tuple[Example, ...]
     Raises DataError if there are fewer.
     """
     if not 0 < n <= len(examples):
-        raise DataError(f"{n} shots were asked, but there are {len(examples)} people to learn from; ask for 1 to that")
+        raise DataError(f"{n} shots were asked, but there are {len(examples)} people to learn from; ask for fewer")
     order = rng_for(seed, "shots").permutation(len(examples))[:n]
     return tuple(examples[place] for place in order.tolist())
 
