@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gpu
 import limits
+import numpy as np
 import peer_vllm
 import peers
 import pytest
@@ -14,13 +15,17 @@ import rows
 import run
 import timing
 import torch
-from _tiny import TITLES, model, plain, tokenizer
+import tune as training
+from _tiny import FILMS, TITLES, model, plain, query, save_model, tokenizer
 
+from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.engine import Engine
 from fewrec_prompt.backends.models import ModelFiles
 from fewrec_prompt.backends.plan import TokenSequence
-from fewrec_prompt.backends.precision import NumericMode
+from fewrec_prompt.backends.precision import NumericMode, Numerics
+from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.tuning.examples import Example
 
 ASKED = {"users": 1, "runs": 1}
 BAR = results.Bar(2)
@@ -251,3 +256,30 @@ def test_the_full_shapes_have_the_sizes_they_are_named_after():
         sizes = [gpu.build(shape, torch.bfloat16, "meta").num_parameters() for shape in gpu.FULL.shapes]
 
     assert [round(size / 1e9, 2) for size in sizes] == [8.03, 1.54]
+
+
+# --- training ---
+
+
+def test_the_usual_way_to_train_has_the_loss_of_ours(tmp_path):
+    """Before a step the two ways of bench/tune.py agree: the same sequences, the same scores."""
+    made = causal.load(str(save_model(tmp_path / "model", max_position_embeddings=512)), Numerics("fp32", "cpu"))
+    template, reader, calibration = choose("complete", None, "none", None, None)
+    recommender = Recommender(template, reader, made, FILMS, calibration)
+    asked = query()
+    row = training._padded(made, recommender, Example(asked, (1,)))
+    logits = made.model(input_ids=row["input_ids"], attention_mask=row["attention_mask"]).logits
+    rows = logits[:, :-1].log_softmax(-1).gather(-1, row["input_ids"][:, 1:, None])[..., 0]
+    theirs = (rows * row["scored"][:, 1:]).sum(-1)
+
+    assert np.allclose(theirs.detach().numpy(), recommender.scores(recommender.answers(asked)), atol=1e-4)
+
+
+def test_both_ways_to_train_run(tmp_path, capsys, monkeypatch):
+    model = save_model(tmp_path / "model", max_position_embeddings=512)
+    for way in training.WAYS:
+        monkeypatch.setattr(
+            "sys.argv", ["tune.py", "--way", way, "--task", "tiny", "--model", str(model), "--users", "2"]
+        )
+        training.main()
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["users_per_second"] > 0
