@@ -337,7 +337,7 @@ def table(cells: Sequence[Cell], seed: int) -> list[Line]:
 
 def _line(method: str, shots: int, cells: Sequence[Cell], base: Floats, seed: int) -> Line:
     values = np.mean([cell.values for cell in cells], axis=0)
-    own, gap = bootstrap_interval(values, seed), paired_interval(base, values, seed)
+    own, gap = bootstrap_interval(values, seed), paired_interval(values, base, seed)
     return Line(
         method,
         shots,

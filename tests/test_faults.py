@@ -393,7 +393,7 @@ class Slow(WordyBackend):
         return super().logprobs(questions)
 
 Slow.__name__ = "WordyBackend"
-evaluation.BACKENDS = SimpleNamespace(load=lambda name: lambda *_, **__: Slow())
+evaluation.choice = SimpleNamespace(load=lambda *_, **__: Slow())
 runs.COMMIT_UNITS = 3
 folder, n_kills = Path(sys.argv[1]), int(sys.argv[2])
 COMMAND = "fewrec eval tiny --prompt complete --prompt choose --calibrate pmi --out".split()

@@ -170,6 +170,23 @@ def test_a_curve_has_a_cell_for_everything_and_runs_none_twice(
     assert lines[3].difference == pytest.approx(gap)
 
 
+def test_a_difference_is_that_of_the_method_to_zero_paired_by_user() -> None:
+    """Worked out by hand: 0.5, 1, 0.75 against 0.25, 0.5, 0.75 is better by 0.25 on the mean."""
+
+    def cell(method: str, seed: int, *values: float) -> curves.Cell:
+        return curves.Cell(method, 0 if method == ZERO else 4, seed, ("a", "b", "c"), values, 7, 2.0, 10.0)
+
+    cells = [cell(ZERO, 0, 0.25, 0.5, 0.75), cell("lora", 0, 0.5, 1.0, 0.5), cell("lora", 1, 0.5, 1.0, 1.0)]
+    zero, lora = curves.table(cells, 0)
+    assert (zero.value, zero.difference) == (0.5, 0.0)
+    assert (lora.n_seeds, lora.value, lora.difference) == (2, 0.75, 0.25)
+    assert lora.difference_low <= 0.25 <= lora.difference_high
+    assert curves.shown(lora, "nDCG@10")[5] == "+25.0"
+    other = replace(cells[1], user_ids=("a", "b", "d"))
+    with pytest.raises(RunError, match="lora-4-0: is over other users"):
+        curves.table([cells[0], other], 0)
+
+
 def test_a_cell_that_was_changed_is_refused(task: tasks.Task, model: Path, tmp_path: Path) -> None:
     curve(task, [ZERO, "mix"], [2], 1, tmp_path, backend=backend(model))
     path = tmp_path / "cells" / "mix-2-0.json"

@@ -409,12 +409,12 @@ def test_a_budget_that_memory_halved_on_the_way_is_another_computation(base: Com
     cache, n_passes = ScoreCache(tmp_path / "scores.sqlite"), 0
     whole_pass = engine.Engine._pass
 
-    def once_too_large(self: Any, trees: Sequence[Any]) -> Any:
+    def once_too_large(self: Any, trees: Sequence[Any], read: Any) -> Any:
         nonlocal n_passes
         n_passes += 1
         if n_passes == 1:
             raise torch.OutOfMemoryError
-        return whole_pass(self, trees)
+        return whole_pass(self, trees, read)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.Engine, "_pass", once_too_large)

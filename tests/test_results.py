@@ -100,9 +100,7 @@ def test_the_command_of_a_run_makes_the_same_run(
     rows, changes = CHANGES[name]
     run = run_of(tmp_path / "a", *rows, **changes)
     words = results.command(run.record)
-    monkeypatch.setattr(
-        evaluation, "BACKENDS", type("Stub", (), {"load": lambda _name: lambda *_, **__: WordyBackend()})
-    )
+    monkeypatch.setattr(evaluation, "choice", type("Stub", (), {"load": lambda *_, **__: WordyBackend()}))
     done = CliRunner().invoke(cli.app, [*words[1:], "--out", str(tmp_path / "b"), "--no-cache"])
     assert done.exit_code == 0, done.output
     assert FinishedRun(tmp_path / "b").header == run.header

@@ -141,5 +141,7 @@ def test_history_is_cut_to_the_latest(tmp_path: Path) -> None:
 def test_an_unknown_data_set_brings_the_nearest(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('[data]\ndataset = "ml100k"\n')
-    with pytest.raises(TaskError, match=r"mine\.toml: unknown dataset 'ml100k'; known: .*ml-100k.*\. Did you mean 'ml-100k'"):
+    with pytest.raises(
+        TaskError, match=r"mine\.toml: unknown dataset 'ml100k'; known: .*ml-100k.*\. Did you mean 'ml-100k'"
+    ):
         load_queries(load_task(file))
