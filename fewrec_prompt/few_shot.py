@@ -25,7 +25,7 @@ from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.examples import Example, drawn, examples_of, parted
-from fewrec_prompt.tuning.loop import Earlier, Tuned, Watch, tune
+from fewrec_prompt.tuning.loop import Earlier, Tuned, Watch, speaks, tune, wait_for_all
 from fewrec_prompt.tuning.losses import LossName
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Demo
@@ -141,8 +141,10 @@ def tune_task(
     )
     about = _about(task, row, found, shots, tuned, time.perf_counter() - begin)
     about["earlier"] = None if earlier is None else earlier.folder.name
-    save_tuned(out, tuned, bound, about, found.learnt)
-    _remove(scratch)
+    if speaks():
+        save_tuned(out, tuned, bound, about, found.learnt)
+        _remove(scratch)
+    wait_for_all()
     return tuned
 
 

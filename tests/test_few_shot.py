@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +141,28 @@ def test_the_command_tunes_and_the_table_shows_it(
     scored = run(app, ["eval", "tiny", "--adapter", "adapters/x", "--out", "run", *plain])
     assert scored.exit_code == 0, scored.output
     assert "complete pmi 0.5 + x" in scored.output
+
+
+def test_two_processes_learn_what_one_learns(task: tasks.Task, model: Path, tmp_path: Path) -> None:
+    """People of a step are shared out, gradients added up; one of the two writes and talks."""
+    words = ["tune", "tiny", "--model", str(model), "--method", "lora", "--shots", "4", "--epochs", "2", "--batch", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "fewrec_prompt.cli"]
+    root = Path(few_shot.__file__).resolve().parent.parent
+    settings = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *words, "--precision", "fp32", "--device", "cpu", "--out", str(tmp_path / "two")],
+        env=settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("use it") == 1
+    tune_task(task, Settings("lora", epochs=2, batch=2), 4, tmp_path / "one", backend=backend(model))
+    one, two = (adapters.read(tmp_path / name) for name in ("one", "two"))
+    for name, weights in one.tensors.items():
+        assert np.allclose(weights, two.tensors[name], atol=1e-5), name
+    assert one.about["passes"][-1]["loss"] == pytest.approx(two.about["passes"][-1]["loss"], abs=1e-5)
 
 
 def test_a_curve_has_a_cell_for_everything_and_runs_none_twice(

@@ -180,6 +180,10 @@ def _print_mix(mix: Mix, task: str, out: Path) -> None:
 
 
 def _print(tuned: Tuned, task: str, out: Path) -> None:
+    from fewrec_prompt.tuning.loop import speaks
+
+    if not speaks():
+        return
     first, best = tuned.passes[0], tuned.passes[tuned.best_epoch]
     learned = "learned" if tuned.learned else "did NOT learn"
     typer.echo(f"{tuned.settings.method}  {tuned.n_weights:,} weights, {learned}")

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends.causal import CausalBackend
@@ -155,6 +155,16 @@ def tune(
         recommender, recommender.backend, tuple(examples), tuple(held_out), settings, training, metric, say, earlier
     )
     return state.run(folder, watch)
+
+
+def speaks() -> bool:
+    """Whether this is the one of several processes that writes and talks."""
+    return bool(PartialState().is_main_process)
+
+
+def wait_for_all() -> None:
+    """Until every process of a training is here."""
+    PartialState().wait_for_everyone()
 
 
 def adapt(recommender: Recommender, examples: Sequence[tuple[Query, Sequence[int]]], **settings: Any) -> Tuned:
