@@ -25,6 +25,7 @@ import torch
 from fewrec_prompt import tasks
 from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.precision import Numerics
+from fewrec_prompt.evaluation import Options
 from fewrec_prompt.few_shot import recommender_of, shots_of
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tasks import RowSettings
@@ -67,7 +68,7 @@ def _apart(way: str, asked: argparse.Namespace) -> dict[str, float]:
 
 def turn(way: str, task_name: str, model: str, n_users: int) -> dict[str, float]:
     """One way over all users once: users per second, and the peak of resident memory."""
-    task = tasks.with_model(tasks.load_task(task_name), model)
+    task = Options(model=model).applied(tasks.load_task(task_name))
     backend = causal.load(model, Numerics("fp32"))
     recommender = recommender_of(task, RowSettings(prompt="complete"), backend)
     people = list(shots_of(task, n_users).learnt)

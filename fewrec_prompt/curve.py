@@ -28,7 +28,7 @@ from fewrec_prompt.demos import DemosName
 from fewrec_prompt.display import figure, points
 from fewrec_prompt.errors import FewrecError, RunError, did_you_mean
 from fewrec_prompt.evaluation import load_backend, measure
-from fewrec_prompt.few_shot import check_apart, default_row, recommender_of, shots_of, tune_task, with_demos
+from fewrec_prompt.few_shot import check_apart, default_row, recommender_of, shots_of, trainable, tune_task, with_demos
 from fewrec_prompt.files import write_text
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.runs import dump
@@ -62,7 +62,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return ZERO if self.method == ZERO else f"{self.method}-{self.shots}-{self.seed}"
+        return _name(self.method, self.shots, self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +232,11 @@ def _run(study: Study, method: str, shots: int, seed: int) -> Cell:
 
 
 def _file(study: Study, method: str, shots: int, seed: int) -> Path:
-    name = ZERO if method == ZERO else f"{method}-{shots}-{seed}"
-    return study.out / CELLS / f"{name}.json"
+    return study.out / CELLS / f"{_name(method, shots, seed)}.json"
+
+
+def _name(method: str, shots: int, seed: int) -> str:
+    return ZERO if method == ZERO else f"{method}-{shots}-{seed}"
 
 
 def _seal(content: Mapping[str, Any]) -> str:
@@ -277,12 +280,20 @@ def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
     """A method that learns by gradients."""
 
     def run(study: Study, shots: int, seed: int) -> Cell:
-        folder = study.out / "adapters" / f"{method}-{shots}-{seed}"
+        folder = study.out / "adapters" / _name(method, shots, seed)
         backend = study.backend
         if not folder.is_dir():
             check_apart(shots_of(study.task, shots, seed), study.test)
             settings = Settings(**dict(study.settings) | {"method": method, "seed": seed})
-            tune_task(study.task, settings, shots, folder, row=study.row, backend=_fresh(study, method), say=study.say)
+            tune_task(
+                study.task,
+                settings,
+                shots,
+                folder,
+                row=study.row,
+                backend=trainable(backend, method, study.task, study.say),
+                say=study.say,
+            )
         recommender = recommender_of(study.task, study.row, backend).adapted(folder)
         about = _about(folder)
         kept = replace(recommender, backend=Kept(recommender.backend, study.cache))  # type: ignore[arg-type]  # all of a Backend
@@ -292,14 +303,6 @@ def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
         )
 
     return run
-
-
-def _fresh(study: Study, method: str) -> Backend:
-    """The backend that a method trains on: one of its own where it changes the model itself."""
-    if method not in ("full", "adalora"):
-        return study.backend
-    mode = study.backend.mode
-    return load_backend(study.task, Numerics(mode.precision, mode.device, mode.int8_threshold, mode.unit), study.say)
 
 
 def _about(folder: Path) -> Mapping[str, Any]:

@@ -45,7 +45,7 @@ class Demos:
 
     def __call__(self, query: Query) -> tuple[Demo, ...]:
         """The examples for this query, in the order in which they are shown."""
-        others = (at for at in self._order(query) if _person(self.pool[at].query) != _person(query))
+        others = (at for at in self._order(query) if self.pool[at].query.person != query.person)
         chosen = [at for at, _ in zip(others, range(self.n), strict=False)]
         if self.how == "similar":
             chosen.reverse()  # what is read last counts most
@@ -96,8 +96,3 @@ def _text(query: Query) -> str:
 
 def _titles(query: Query) -> list[str]:
     return [item.title for item in query.candidates]
-
-
-def _person(query: Query) -> str:
-    """Who asks: a second question of user 7 is called 7#2."""
-    return query.user_id.partition("#")[0]

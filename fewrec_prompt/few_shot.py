@@ -99,6 +99,14 @@ def with_demos(
     return replace(recommender, template=template, demos=Demos(pool, how, n, seed))
 
 
+def trainable(backend: Backend, method: str, task: Task, say: Say = quiet) -> Backend:
+    """The backend, or one of its own for a method that changes the model, or whose adapters stand alone in one."""
+    if method not in ("full", "adalora"):
+        return backend
+    mode = backend.mode
+    return load_backend(task, Numerics(mode.precision, mode.device, mode.int8_threshold, mode.unit), say)
+
+
 def tune_task(
     task: Task | str | Path,
     settings: Settings,
@@ -204,7 +212,7 @@ def _remove(scratch: Path) -> None:
 
 def check_apart(shots: Shots, test: QuerySet) -> None:
     """Raises DataError if somebody who is learnt from is tested."""
-    tested = {query.user_id.partition("#")[0] for query in test.queries}
-    both = sorted({one.query.user_id.partition("#")[0] for one in shots.learnt + shots.held_out} & tested)
+    tested = {query.person for query in test.queries}
+    both = sorted({one.query.person for one in shots.learnt + shots.held_out} & tested)
     if both:
         raise DataError(f"{len(both)} people are learnt from and tested (such as {both[0]!r}); choose other shots")

@@ -87,13 +87,21 @@ class Render:
         demos: Sequence[ShownDemo] = (),
     ) -> Prompt:
         if self.say is not None:
-            demos = [*demos, *(shown for demo in self.examples for shown in self.say(demo, labels))]
+            demos = (*demos, *_in_words(self.say, self.examples, tuple(labels)))
         prompt = self.template.render(
             query, self.domain, item=item, labels=labels, demos=demos, count_tokens=self.count_tokens
         )
         shown = labels if demos else labels[:1]  # examples have as many labels as the question
         others = _of_others(self, _of_strangers(query), tuple(shown), tuple(demos))
         return replace(prompt, n_shared=shared_length(prompt.text, others))
+
+
+@lru_cache(maxsize=64)
+def _in_words(
+    say: Callable[[Demo, Sequence[str]], tuple[ShownDemo, ...]], examples: tuple[Demo, ...], labels: tuple[str, ...]
+) -> tuple[ShownDemo, ...]:
+    """Examples as they are shown: the same objects for every question that shows the same."""
+    return tuple(shown for demo in examples for shown in say(demo, labels))
 
 
 def _of_strangers(query: Query) -> Query:

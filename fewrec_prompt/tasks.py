@@ -254,11 +254,6 @@ def load_task(name: str | Path) -> Task:
         raise TaskError(str(error)) from error
 
 
-def with_model(task: Task, model: str) -> Task:
-    """The task over another model."""
-    return replace(task, settings=task.settings.model_copy(update={"model": model}))
-
-
 def load_catalogue(task: Task, say: Say = quiet) -> Mapping[str, Item]:
     """The items of a task, by id."""
     settings = task.settings.data

@@ -19,7 +19,7 @@ from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.errors import DataError, RunError
 from fewrec_prompt.evaluation import load_backend
-from fewrec_prompt.few_shot import default_row, fitting, recommender_of, shots_of, tune_task
+from fewrec_prompt.few_shot import default_row, fitting, recommender_of, shots_of, trainable, tune_task
 from fewrec_prompt.files import write_text
 from fewrec_prompt.runs import dump
 from fewrec_prompt.tasks import RowSettings, Task
@@ -94,7 +94,7 @@ def search(
                 raise optuna.TrialPruned
 
         tuned = tune(
-            recommender_of(task, row, _own(backend, chosen, task, say)),
+            recommender_of(task, row, trainable(backend, chosen.method, task, say)),
             found.learnt,
             chosen,
             held_out=found.held_out,
@@ -110,7 +110,7 @@ def search(
     left = trials - sum(trial.state.is_finished() for trial in study.trials)
     study.optimize(objective, n_trials=max(0, left))
     best = replace(settings, **study.best_params)
-    tuned = tune_task(task, best, shots, out, row=row, backend=_own(backend, best, task, say), say=say)
+    tuned = tune_task(task, best, shots, out, row=row, backend=trainable(backend, best.method, task, say), say=say)
     n_pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials)
     return Found(tuned, best, float(study.best_value), len(study.trials), n_pruned)
 
@@ -129,14 +129,6 @@ def proposed(trial: optuna.Trial, settings: Settings) -> Settings:
     elif settings.method in ("soft-prompt", "p-tuning", "prefix"):
         values["tokens"] = trial.suggest_categorical("tokens", [8, 20, 50, 100])
     return replace(settings, **values)
-
-
-def _own(backend: Backend, settings: Settings, task: Task, say: Say) -> Backend:
-    """The backend, or a fresh one where the method changes the model itself or its adapters cannot stand together."""
-    if settings.method not in ("full", "adalora"):
-        return backend
-    mode = backend.mode
-    return load_backend(task, Numerics(mode.precision, mode.device, mode.int8_threshold, mode.unit), say)
 
 
 def _claim(folder: Path, header: Mapping[str, Any]) -> None:

@@ -54,6 +54,11 @@ class Query:
     user: Fields = ()  # of the person: age, gender, …
     context: Fields = ()  # of the moment: time of day, session, …
 
+    @property
+    def person(self) -> str:
+        """Who asks: a second question of user 7 is called 7#2."""
+        return self.user_id.partition("#")[0]
+
     def recent(self, n: int) -> Query:
         """The same query with only the n latest history items (n = 0: none)."""
         return replace(self, history=self.history[len(self.history) - n :] if n else ())

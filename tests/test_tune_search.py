@@ -10,6 +10,7 @@ from test_few_shot import backend
 
 from fewrec_prompt import tasks, tune_search
 from fewrec_prompt.errors import DataError, RunError
+from fewrec_prompt.evaluation import Options
 from fewrec_prompt.tune_search import search
 from fewrec_prompt.tuning import adapters, examples
 from fewrec_prompt.tuning.settings import Settings
@@ -27,7 +28,7 @@ def task(model: Path, monkeypatch: pytest.MonkeyPatch) -> tasks.Task:
     """The made-up films have eight people to learn from: enough for this."""
     monkeypatch.setattr(examples, "SMALLEST_SPLIT", 4)
     monkeypatch.setattr(tune_search, "SMALLEST_SPLIT", 4)
-    return tasks.with_model(tasks.load_task("tiny"), str(model))
+    return Options(model=str(model)).applied(tasks.load_task("tiny"))
 
 
 def test_the_best_on_those_held_out_is_kept_and_a_search_goes_on(

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,7 @@ def _digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
+@lru_cache(maxsize=4)  # by the digest of all files: every adapter on a base asks for it
 def digests(files: ModelFiles) -> dict[str, str]:
     """sha256 of each part of a model: weights, configuration, tokenizer, chat template ("" where there is none)."""
     folder = files.folder

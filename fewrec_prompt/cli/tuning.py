@@ -81,7 +81,7 @@ def tune(
 
     What is learnt is used with: fewrec eval TASK --adapter FOLDER
     """
-    from fewrec_prompt import Numerics, tasks
+    from fewrec_prompt import Numerics, Options, tasks
     from fewrec_prompt.cli.console import say
     from fewrec_prompt.few_shot import Round, tune_task
     from fewrec_prompt.tuning.settings import DEFAULTS, Settings
@@ -90,9 +90,7 @@ def tune(
         raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, ('mix', *DEFAULTS))}")
     if popularity and method != "mix":
         raise FewrecError(f"--popularity belongs to --method mix, not to {method!r}")
-    found = tasks.load_task(task)
-    if model is not None:
-        found = tasks.with_model(found, model)
+    found = Options(model=model).applied(tasks.load_task(task))
     row = _row(found, prompt, verbalizer, calibrate, alpha, length)
     numerics = Numerics(precision, device, int8_threshold)
     if start is not None and (search or method == "mix"):

@@ -53,13 +53,8 @@ def drawn(examples: Sequence[Example], n: int, seed: int) -> tuple[Example, ...]
 
 def parted(examples: Sequence[Example], share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """(learnt from, held out): a share of the people is held out, none where there are fewer than SMALLEST_SPLIT."""
-    people = sorted({_person(example) for example in examples})
+    people = sorted({example.query.person for example in examples})
     n_held = round(share * len(people)) if len(people) >= SMALLEST_SPLIT else 0
     held = set(rng_for(seed, "held out").permutation(people)[:n_held].tolist())
-    inside = tuple(example for example in examples if _person(example) not in held)
-    return inside, tuple(example for example in examples if _person(example) in held)
-
-
-def _person(example: Example) -> str:
-    """Who asks: a second question of user 7 is called 7#2."""
-    return example.query.user_id.partition("#")[0]
+    inside = tuple(example for example in examples if example.query.person not in held)
+    return inside, tuple(example for example in examples if example.query.person in held)

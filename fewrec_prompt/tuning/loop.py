@@ -23,7 +23,7 @@ from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.data.training import Training
 from fewrec_prompt.errors import BudgetError, DataError, NumericError, RunError
 from fewrec_prompt.metrics import Shelf, UserScores, measure_all
-from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.recommender import Recommender, check_trains
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning import checkpoint
 from fewrec_prompt.tuning.examples import Example
@@ -133,16 +133,7 @@ def tune(
         raise DataError("only causal language models are tuned; this recommender asks another kind of backend")
     if recommender.backend.engine.soft is not None:
         raise DataError("this recommender has a learned prefix already; continue that adapter, or start from its base")
-    if recommender.verbalizer.many_rounds:
-        raise DataError(
-            f"a verbalizer of kind {recommender.verbalizer.kind!r} that asks in rounds is not tuned: what it asks next "
-            "depends on what was answered; take a one-round kind"
-        )
-    if recommender.calibration.transductive:
-        raise DataError(
-            f"calibration {recommender.calibration.name!r} looks at many users at once, and learning goes one by one; "
-            "take pmi, contextual or none"
-        )
+    check_trains(recommender.verbalizer, recommender.calibration)
     settings = settings.complete()
     if settings.warm_up and recommender.verbalizer.kind != "complete":
         raise DataError(
@@ -174,7 +165,7 @@ def adapt(recommender: Recommender, examples: Sequence[tuple[Query, Sequence[int
 
 @dataclass
 class _Training:
-    """The state of one training. `position` counts finished steps over all passes."""
+    """The state of one training."""
 
     start: Recommender
     backend: CausalBackend
@@ -185,7 +176,6 @@ class _Training:
     metric: str
     say: Say
     earlier: Earlier | None = None
-    position: int = 0
     passes: list[Pass] = field(default_factory=list)
     best: tuple[int, float, Tensors] | None = None  # epoch, metric, weights
 
@@ -221,6 +211,7 @@ class _Training:
 
     def run(self, folder: Path | None, watch: Watch | None) -> Tuned:
         self._resume(folder)
+        self.accelerator.wait_for_everyone()  # nobody writes before all have read
         if not self.passes:
             self._note_pass(0, self.zero_shot_loss, 0.0, 0)
             self._save(folder)
@@ -270,7 +261,6 @@ class _Training:
         self.learner.after_step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.position += 1
         return self._summed(total)
 
     def _loss(self, example: Example, epoch: int) -> torch.Tensor:
@@ -393,7 +383,6 @@ class _Training:
         note = {
             "identity": self._identity(),
             "passes": [asdict(done) for done in self.passes],
-            "position": self.position,
             "best": self.best[:2],
         }
         checkpoint.save(folder, groups, note)
@@ -406,14 +395,14 @@ class _Training:
         if note["identity"] != self._identity():
             raise RunError(f"{folder}: holds the training of other examples, settings or another model; name another")
         self.learner.restore(groups["weights"])
-        checkpoint.restore_optimizer(self.optimizer, groups["optimizer"])
+        checkpoint.restore_optimizer(self.optimizer, groups.get("optimizer", {}))  # none before the first step
         with torch.no_grad():
             self.log_scale.copy_(groups["chance"]["log_scale"])
-        self.position = note["position"]
-        self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": self.position})
-        for group, factor in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
-            group["lr"] = factor * _rate(self.position, n_steps=self.n_steps)
         self.passes = [Pass(**done) for done in note["passes"]]
+        n_done = self.n_batches * (len(self.passes) - 1)  # a checkpoint is written between passes
+        self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": n_done})
+        for group, factor in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
+            group["lr"] = factor * _rate(n_done, n_steps=self.n_steps)
         self.best = (*note["best"], groups["best"])
         torch.set_rng_state(groups["chance"]["torch"])
         self.say(f"goes on after pass {self.passes[-1].epoch}, from {folder}")
