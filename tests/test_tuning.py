@@ -93,6 +93,21 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(method: str, tmp_pat
     assert [done.loss for done in whole.passes] == [done.loss for done in resumed.passes]
 
 
+def test_a_training_that_stopped_before_its_first_step_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no state of the optimizer yet."""
+
+    def stop(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    whole = tune(recommender(), examples(), settings("lora", epochs=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Training, "_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tune(recommender(), examples(), settings("lora", epochs=2), folder=tmp_path)
+    resumed = tune(recommender(), examples(), settings("lora", epochs=2), folder=tmp_path)
+    assert [done.loss for done in whole.passes] == [done.loss for done in resumed.passes]
+
+
 def test_a_training_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
     tune(recommender(), examples(), settings("lora", epochs=1), folder=tmp_path)
     with pytest.raises(RunError, match="other examples, settings or another model"):
