@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fewrec_prompt import Question, assets, templates, verbalizers
 from fewrec_prompt.data import read_dataset
 from fewrec_prompt.data.splits import leave_one_out
-from fewrec_prompt.recommender import Render
+from fewrec_prompt.rendering import Render
 from fewrec_prompt.types import Domain
 
 FILMS = Domain("film", "films", "watch")

@@ -14,7 +14,8 @@ from fewrec_prompt import contract, lint, templates, verbalizers
 from fewrec_prompt.backends.plan import shared_length
 from fewrec_prompt.errors import ArtifactError, ModelError, TemplateError, VerbalizerError
 from fewrec_prompt.lint import Finding, LintError
-from fewrec_prompt.recommender import NEUTRAL, Render
+from fewrec_prompt.recommender import NEUTRAL
+from fewrec_prompt.rendering import Render
 from fewrec_prompt.templates import Template
 from fewrec_prompt.types import Domain, Query, Question
 

@@ -16,7 +16,7 @@ from fewrec_prompt.backends import Backend
 from fewrec_prompt.calibration import TRANSDUCTIVE
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.metrics import Measured
-from fewrec_prompt.recommender import Render
+from fewrec_prompt.rendering import Render
 from fewrec_prompt.scoring import Row, Scored
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.significance import Interval, bootstrap_intervals

@@ -21,7 +21,8 @@ from fewrec_prompt.baselines import BASELINES
 from fewrec_prompt.calibration import priors, twin
 from fewrec_prompt.data.training import Training
 from fewrec_prompt.metrics.beyond import order_correlation
-from fewrec_prompt.recommender import Answers, Chosen, Ranker, Recommender, Render, label_mass
+from fewrec_prompt.recommender import Answers, Chosen, Ranker, Recommender, label_mass
+from fewrec_prompt.rendering import Render
 from fewrec_prompt.runs import RunStore, Source, Unit
 from fewrec_prompt.score_cache import ScoreCache
 from fewrec_prompt.tasks import EnsembleSettings, RowSettings

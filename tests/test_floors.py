@@ -26,7 +26,7 @@ FLOORS = (
     ),  # 1 files, numbers
     ("templates", "sandbox", "filters", "verbalizers", "lint", "contract", "calibration", "demos"),  # 2 language
     ("backends", "catalogue"),  # 3 models
-    ("recommender", "baselines", "tuning"),  # 4 recommenders
+    ("recommender", "rendering", "baselines", "tuning"),  # 4 recommenders
     (  # 5 studies
         *("tasks", "scoring", "records", "evaluation", "runs", "parity", "finished", "comparison", "report"),
         *("collection", "sharing", "published", "space", "searching", "probes", "watch"),

@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from fewrec_prompt import artifacts, inspection, lint, templates, verbalizers
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.precision import NumericMode
-from fewrec_prompt.recommender import Recommender, Render
+from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.rendering import Render
 from fewrec_prompt.tasks import Task, load_queries, load_task
 from fewrec_prompt.templates import ShownDemo
 from fewrec_prompt.types import Demo, Prompt, Query

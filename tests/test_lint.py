@@ -20,7 +20,7 @@ from fewrec_prompt.cli import app
 from fewrec_prompt.errors import ArtifactError, TemplateError
 from fewrec_prompt.inspection import Model, People, inspect
 from fewrec_prompt.lint import Finding
-from fewrec_prompt.recommender import Render
+from fewrec_prompt.rendering import Render
 from fewrec_prompt.types import Query
 
 READERS = {"choose": "letters", "judge": "yes-no", "rate": "stars", "complete": "title"}

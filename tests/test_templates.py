@@ -12,7 +12,8 @@ from fewrec_prompt.backends.toy import ToyBackend
 from fewrec_prompt.calibration import twin
 from fewrec_prompt.errors import ArtifactError, TemplateError
 from fewrec_prompt.filters import FILTERS
-from fewrec_prompt.recommender import Recommender, Render
+from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.rendering import Render
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.templates import ShownDemo
 from fewrec_prompt.text import one_line

@@ -182,10 +182,11 @@ def _print_diff(one: tuple[str, str], other: tuple[str, str]) -> None:
 
 def _asked(name: str, verbalizer: str | None, query: Query, domain: Domain) -> list[Question]:
     """What a user is asked with this template."""
-    from fewrec_prompt import recommender
+    from fewrec_prompt.recommender import choose
+    from fewrec_prompt.rendering import Render
 
-    template, reader, _ = recommender.choose(name, verbalizer, "none", None, None)
-    return reader.ask(query, recommender.Render(template, domain))
+    template, reader, _ = choose(name, verbalizer, "none", None, None)
+    return reader.ask(query, Render(template, domain))
 
 
 def render(
