@@ -63,6 +63,14 @@ def test_a_table_has_every_row_with_intervals_time_and_users(tmp_path: Path, res
     assert "## mind\n\nNot run: no data.\n" in text
 
 
+def test_runs_of_one_task_stand_under_one_heading(tmp_path: Path, results: Any) -> None:
+    runs = [run_of(tmp_path / name, row, baselines=()) for name, row in (("a", PLAIN), ("b", PMI))]
+    text = results.page(runs, NOT_RUN, "")
+    assert text.count("## tiny\n") == 1
+    assert text.count("| row | ") == 2
+    assert [text.count(f"| {name} |") for run in runs for name in run.rows] == [1, 1]
+
+
 def test_a_shipped_task_without_run_or_reason_is_an_error(results: Any) -> None:
     with pytest.raises(TaskError, match="mind: no finished run, and no reason"):
         results.page([], {name: why for name, why in NOT_RUN.items() if name != "mind"}, "")
@@ -73,10 +81,10 @@ def test_published_rows_stand_in_the_table_of_their_protocol_alone(tmp_path: Pat
     record = dict(run_of(tmp_path / "run", metrics=("HR@10",)).record) | {"task": "nir-ml-100k"}
     changed = record | {"settings": record["settings"] | {"data": settings["data"]}}
     (tmp_path / "run" / "run.json").touch()
-    with_them = results._section(FinishedRun(tmp_path / "run", changed), "")
+    with_them = results._table(FinishedRun(tmp_path / "run", changed), "")
     assert "| NIR (text-davinci-003) * | 12.09 | – | 943 |" in with_them
     assert "arXiv 2304.03153" in with_them
-    assert "NIR (text" not in results._section(FinishedRun(tmp_path / "run", record), "")
+    assert "NIR (text" not in results._table(FinishedRun(tmp_path / "run", record), "")
 
 
 CHANGES: dict[str, tuple[tuple[RowSettings, ...], dict[str, Any]]] = {

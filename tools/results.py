@@ -1,4 +1,4 @@
-"""docs/results.md from finished runs: one table a task, each with the command that made it and what it ran on.
+"""docs/results.md from finished runs: a table each, under its task, with the command that made it and what it ran on.
 
     .venv/bin/python tools/results.py runs/* --not-run 'llmrank-ml-1m=MovieLens-1M is not at hand' > docs/results.md
 
@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ def page(runs: Sequence[FinishedRun], not_run: Mapping[str, str], processor: str
     shipped = [name for name in _shipped() if name not in TOY]
     if missing := [name for name in shipped if name not in done and name not in not_run]:
         raise TaskError(f"{missing[0]}: no finished run, and no reason: give its folder, or --not-run {missing[0]}=WHY")
-    parts = [HEAD, *(_section(run, processor) for run in sorted(runs, key=lambda run: _place(run, shipped)))]
+    ordered = sorted(runs, key=lambda run: _place(run, shipped))
+    groups = groupby(ordered, key=lambda run: str(run.record["task"]))
+    parts = [HEAD, *(_section(task, list(group), processor) for task, group in groups)]
     parts += [f"## {name}\n\nNot run: {why}.\n" for name, why in not_run.items() if name not in done]
     return "\n".join(parts)
 
@@ -57,7 +59,13 @@ def _place(run: FinishedRun, shipped: Sequence[str]) -> tuple[int, str]:
     return (shipped.index(task) if task in shipped else len(shipped), str(run.folder))
 
 
-def _section(run: FinishedRun, processor: str) -> str:
+def _section(task: str, runs: Sequence[FinishedRun], processor: str) -> str:
+    """One task: what it is, and a table for each of its runs."""
+    tables = (_table(run, processor) for run in runs)
+    return "\n".join([f"## {task}\n\n{runs[0].record['settings']['description']}\n", *tables])
+
+
+def _table(run: FinishedRun, processor: str) -> str:
     record = run.record
     tables = published.beside(record)
     names = metric_names(record["rows"])
@@ -68,7 +76,6 @@ def _section(run: FinishedRun, processor: str) -> str:
     sources = [f"*: published. {table.source}." + (f" {table.note}." if table.note else "") for table in tables]
     return "\n".join(
         [
-            f"## {record['task']}\n\n{record['settings']['description']}\n",
             f"    {shlex.join(command(record))}\n",
             f"{_about(run, processor)}\n",
             *("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines),
