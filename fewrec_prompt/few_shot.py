@@ -27,7 +27,7 @@ from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.examples import Example, drawn, examples_of, parted
 from fewrec_prompt.tuning.loop import Earlier, Tuned, Watch, speaks, tune, wait_for_all
 from fewrec_prompt.tuning.losses import LossName
-from fewrec_prompt.tuning.settings import Settings
+from fewrec_prompt.tuning.settings import CLASSIFIERS, Settings
 from fewrec_prompt.types import Demo
 
 
@@ -101,7 +101,7 @@ def with_demos(
 
 def trainable(backend: Backend, method: str, task: Task, say: Say = quiet) -> Backend:
     """The backend, or one of its own for a method that changes the model, or whose adapters stand alone in one."""
-    if method not in ("full", "adalora"):
+    if CLASSIFIERS.get(method, method) not in ("full", "adalora"):
         return backend
     mode = backend.mode
     return load_backend(task, Numerics(mode.precision, mode.device, mode.int8_threshold, mode.unit), say)
@@ -127,8 +127,7 @@ def tune_task(
     be written.
     """
     task = task if isinstance(task, Task) else tasks.load_task(task)
-    if out.exists():
-        raise TaskError(f"{out}: exists already; name another folder with --out, or remove it")
+    check_free(out)
     found = shots_of(task, shots, settings.seed, held_out=settings.held_out, say=say)
     row = row or default_row(task)
     backend = backend or load_backend(task, numerics, say)
@@ -147,13 +146,19 @@ def tune_task(
         watch=watch,
         say=say,
     )
-    about = _about(task, row, found, shots, tuned, time.perf_counter() - begin)
+    about = about_of(task, row, found, shots, settings.seed, time.perf_counter() - begin) | tuned.to_dict()
     about["earlier"] = None if earlier is None else earlier.folder.name
     if speaks():
         save_tuned(out, tuned, bound, about, found.learnt)
         _remove(scratch)
     wait_for_all()
     return tuned
+
+
+def check_free(out: Path) -> None:
+    """Raises TaskError if something is where a folder is to be written."""
+    if out.exists():
+        raise TaskError(f"{out}: exists already; name another folder with --out, or remove it")
 
 
 def _taken_up(earlier: Round, settings: Settings, recommender: Recommender, say: Say) -> Earlier:
@@ -175,9 +180,7 @@ def save_tuned(
     out: Path, tuned: Tuned, bound: dict[str, Any], about: dict[str, Any], examples: Sequence[Example]
 ) -> None:
     """Write the folder of a training, with a few questions and what they score now."""
-    recommender = tuned.recommender
-    queries = adapters.probe_queries(examples, tuned.settings.seed)
-    probes = [(query, recommender.scores(recommender.answers(query)).tolist()) for query in queries]
+    probes = adapters.probed(tuned.recommender, examples, tuned.settings.seed)
     learner = tuned.learner
     tensors, config = learner.export(), learner.config()
     adapters.save(out, tuned.settings.method, bound, tensors, config=config, about=about, probes=probes)
@@ -190,16 +193,16 @@ def fitting(settings: Settings, shots: Shots) -> Settings:
     return replace(settings, loss=loss, negatives=settings.negatives or ("uniform" if fresh else "given"))
 
 
-def _about(task: Task, row: RowSettings, shots: Shots, n: int, tuned: Tuned, seconds: float) -> dict[str, Any]:
+def about_of(task: Task, row: RowSettings, shots: Shots, n: int, seed: int, seconds: float) -> dict[str, Any]:
+    """What a folder says of whom it was learnt from, JSON-ready."""
     return {
         "task": task.name,
         "row": row.model_dump(mode="json"),
         "shots": n,
         "held_out": len(shots.held_out),
-        "seed": tuned.settings.seed,
+        "seed": seed,
         "data": dict(shots.queries.sources),
         "seconds": round(seconds, 1),
-        **tuned.to_dict(),
     }
 
 

@@ -10,9 +10,8 @@ from fewrec_prompt import scoring, tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
-from fewrec_prompt.errors import TaskError
 from fewrec_prompt.evaluation import check, load_backend
-from fewrec_prompt.few_shot import default_row, shots_of
+from fewrec_prompt.few_shot import check_free, default_row, shots_of
 from fewrec_prompt.runs import Unit
 from fewrec_prompt.score_cache import score_cache
 from fewrec_prompt.scoring import Row
@@ -41,8 +40,7 @@ def tune_mix(
     training part is looked at, too. Nobody is held out: who is learnt from is left out once. Raises FewrecError.
     """
     task = task if isinstance(task, Task) else tasks.load_task(task)
-    if out.exists():
-        raise TaskError(f"{out}: exists already; name another folder with --out, or remove it")
+    check_free(out)
     found = shots_of(task, shots, seed, say=say)
     changes = {"rows": tuple(rows) or (default_row(task),), "ensembles": ()}
     task = replace(task, settings=task.settings.model_copy(update=changes))

@@ -229,7 +229,7 @@ def test_gradients_flow_through_its_answers():
 def test_a_classifier_is_arrays_and_comes_back_with_the_same_scores(kind):
     start = recommender()
     made = trained().head if kind is Head else prototypes.fit(start, likes(examples()))
-    again = kind.from_tensors(*made.to_tensors())
+    again = kind.from_tensors(made.to_tensors())
 
     query = examples()[1].query
     one, other = classified(start, made), classified(start, again)

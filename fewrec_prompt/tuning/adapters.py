@@ -55,10 +55,14 @@ class Adapter:
 def bindings(recommender: Recommender) -> dict[str, Any]:
     """Everything that weights learnt with this recommender belong to, JSON-ready.
 
-    Raises AdapterError for a model made in memory: nothing says what it is.
+    Raises AdapterError for another kind of backend, and for a model made in memory: nothing says what it is.
     """
     backend = recommender.backend
-    if not isinstance(backend, CausalBackend) or backend.files is None:
+    if not isinstance(backend, CausalBackend):
+        raise AdapterError(
+            f"weights are kept for causal language models alone, and this recommender asks a {type(backend).__name__}"
+        )
+    if backend.files is None:
         raise AdapterError("weights belong to a model that has files; this one was made in memory. Save it, load it")
     calibration, verbalizer = recommender.calibration, recommender.verbalizer
     return {
@@ -176,6 +180,14 @@ def probe_queries(examples: Sequence[Example], seed: int) -> list[Query]:
         candidates = tuple(items[at] for at in order)[: max(1, len(one.candidates))]
         made.append(Query(f"probe{n}", tuple(history), candidates))
     return made
+
+
+def probed(
+    recommender: Recommender, examples: Sequence[Example], seed: int
+) -> list[tuple[Query, Sequence[float]]]:
+    """Such questions with what they score now."""
+    queries = probe_queries(examples, seed)
+    return [(query, recommender.scores(recommender.answers(query)).tolist()) for query in queries]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

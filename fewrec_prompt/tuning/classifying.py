@@ -19,12 +19,13 @@ import torch
 
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.catalogue import Found, Rule
-from fewrec_prompt.errors import DataError, ModelError, VerbalizerError
+from fewrec_prompt.errors import DataError, ModelError, NumericError, VerbalizerError
 from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.templates import Template
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.types import Item, Prompt, Query, Question, TokenLogprobs
 
-LIKES = 2  # classes of a judgement: 0 for no, 1 for yes
+KINDS = ("judge", "rate")  # of templates that ask about one item at a time
 
 
 class Classifier(Protocol):
@@ -34,8 +35,8 @@ class Classifier(Protocol):
         """Log-probability (n, n_classes), in nats, of each class after each state (n, width)."""
         ...
 
-    def to_tensors(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays by name, and what JSON can say of them."""
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """All that it learnt, as arrays by name."""
         ...
 
 
@@ -71,7 +72,7 @@ def ratings(examples: Sequence[Example], n_classes: int = 5) -> list[Labelled]:
             known = replace(query, history=query.history[: rated[-1]])
             found.append(Labelled(known, last.item, _class(last.rating, n_classes, query.user_id)))
     if not found:
-        raise DataError("nobody has rated an item after another one; learn from likes instead")
+        raise DataError("nobody has rated an item after another one; learn from likes instead, as --prompt judge does")
     return found
 
 
@@ -79,7 +80,7 @@ def _class(rating: float | None, n_classes: int, user_id: str) -> int:
     assert rating is not None, "only rated items are taken"
     if rating != int(rating) or not 1 <= rating <= n_classes:
         raise DataError(
-            f"user {user_id!r}: the rating {rating:g} is none of 1 to {n_classes}; learn from likes instead"
+            f"user {user_id!r}: the rating {rating:g} is none of 1 to {n_classes}; learn from likes instead, as --prompt judge does"
         )
     return int(rating) - 1
 
@@ -95,15 +96,26 @@ def classes_of(recommender: Recommender) -> dict[str, int]:
     """The class of every continuation that the recommender asks. Raises VerbalizerError for one that asks of all items
     at once."""
     verbalizer, lead = recommender.verbalizer, recommender.template.front.lead
+    check_kind(recommender.template)
     if verbalizer.kind == "judge":
         return {lead + word: 1 for word in verbalizer.yes} | {lead + word: 0 for word in verbalizer.no}
-    if verbalizer.kind == "rate":
-        places = enumerate((label,) if isinstance(label, str) else label for label in verbalizer.labels)
-        return {lead + word: place for place, words in places for word in words}
-    raise VerbalizerError(
-        f"{recommender.template.ref.origin}: a classifier judges one item at a time, which takes a template of kind "
-        f"'judge' or 'rate', not {verbalizer.kind!r}"
-    )
+    assert verbalizer.kind == "rate", "its kind was checked"
+    places = enumerate((label,) if isinstance(label, str) else label for label in verbalizer.labels)
+    return {lead + word: place for place, words in places for word in words}
+
+
+def n_classes_of(recommender: Recommender) -> int:
+    """How many classes its questions tell apart: no and yes, or the ratings. Raises VerbalizerError as `classes_of`."""
+    return 1 + max(classes_of(recommender).values())
+
+
+def check_kind(template: Template) -> None:
+    """Raises VerbalizerError for a template that does not ask about one item at a time."""
+    if template.kind not in KINDS:
+        raise VerbalizerError(
+            f"{template.ref.origin}: a classifier judges one item at a time, which takes a template of kind 'judge' or "
+            f"'rate', not {template.kind!r}; name one, such as --prompt judge"
+        )
 
 
 def hidden(backend: Backend, prompts: Sequence[Prompt], *, grad: bool = False) -> Any:
@@ -127,14 +139,14 @@ class ClassifierBackend:
     def adapter(self) -> str:
         """sha256 of the classifier's numbers, and of what is learned in the model below it."""
         whole = sha256(str(getattr(self.backend, "adapter", None)).encode())
-        for name, array in sorted(self.classifier.to_tensors()[0].items()):
+        for name, array in sorted(self.classifier.to_tensors().items()):
             whole.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
         return whole.hexdigest()
 
     def logprobs(self, questions: Sequence[Question], *, grad: bool = False) -> list[TokenLogprobs]:
         """Log-share of each label word, in nats, as a row of one number; torch rows with `grad`.
 
-        Raises ModelError for words that stand for no class.
+        Raises ModelError for words that stand for no class, NumericError for shares that are not finite.
         """
         for question in questions:
             self._check(question)
@@ -143,7 +155,9 @@ class ClassifierBackend:
             shares: Any = self.classifier.log_shares(states)
         else:
             with torch.no_grad():
-                shares = self.classifier.log_shares(torch.from_numpy(states)).double().numpy()
+                shares = self.classifier.log_shares(torch.from_numpy(states)).double().cpu().numpy()
+            if not np.isfinite(shares).all():
+                raise NumericError("a classifier's shares are not finite; its folder is no good, or the model's states")
         return [tuple(self._words(question, row)) for question, row in zip(questions, shares, strict=True)]
 
     def _words(self, question: Question, row: Any) -> Iterator[Any]:

@@ -20,7 +20,7 @@ from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.errors import DataError, FewrecError, NumericError
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
-from fewrec_prompt.tuning.classifying import Labelled, classes_of, classified, hidden, prompts_of
+from fewrec_prompt.tuning.classifying import Classifier, Labelled, classified, hidden, n_classes_of, prompts_of
 from fewrec_prompt.tuning.methods import Learner
 from fewrec_prompt.types import Prompt
 
@@ -56,6 +56,10 @@ class Judged:
     recall: float
     f1: float
 
+    def __str__(self) -> str:
+        numbers = {"accuracy": self.accuracy, "precision": self.precision, "recall": self.recall, "F1": self.f1}
+        return ", ".join(f"{name} {100 * value:.1f}" for name, value in numbers.items())
+
 
 @dataclass(frozen=True, slots=True)
 class HeadPass:
@@ -88,15 +92,19 @@ class Head:
     def parameters(self) -> list[Parameter]:
         return [self.weights, self.bias]
 
-    def to_tensors(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays by name; JSON has nothing to add."""
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """All that it learnt, as arrays by name."""
         parts = {"weights": self.weights, "bias": self.bias, "centre": self.centre, "spread": self.spread}
-        return {name: part.detach().cpu().numpy().copy() for name, part in parts.items()}, {}
+        return {name: part.detach().cpu().numpy().copy() for name, part in parts.items()}
+
+    @staticmethod
+    def shapes(n_classes: int, width: int) -> dict[str, tuple[int, ...]]:
+        """What `to_tensors` gives, as shapes."""
+        return {"weights": (n_classes, width), "bias": (n_classes,), "centre": (width,), "spread": (width,)}
 
     @classmethod
-    def from_tensors(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Head:
+    def from_tensors(cls, arrays: Mapping[str, np.ndarray]) -> Head:
         """What `to_tensors` gave."""
-        assert not meta, "a head is its arrays"
         return cls(*(torch.from_numpy(arrays[name].copy()) for name in ("weights", "bias", "centre", "spread")))
 
 
@@ -133,7 +141,7 @@ def fit(
     """
     _check(labelled, held_out, test)
     backend = learner.backend if learner else recommender.backend
-    n_classes = 1 + max(classes_of(recommender).values())
+    n_classes = n_classes_of(recommender)
     items = [*labelled, *held_out, *test]
     states = _states(backend, prompts_of(recommender, items), learner)
     labels = torch.tensor([one.label for one in items], device=states([0], False).device)
@@ -181,10 +189,7 @@ class _Training:
 
     def judged(self, places: Sequence[int]) -> Judged:
         """What the head makes of these items as it is now."""
-        with torch.no_grad():
-            shares = self._head.log_shares(self._states(places, False))
-            loss = float(cross_entropy(shares, self._labels[list(places)]))
-        return judge(shares.argmax(-1).tolist(), self._labels[list(places)].tolist(), shares.shape[1], loss)
+        return judged(self._head, self._states(places, False), self._labels[list(places)])
 
     def _pass(self, mine: Sequence[int], epoch: int) -> float:
         order = [mine[at] for at in rng_for(self._settings.seed, "head", epoch).permutation(len(mine)).tolist()]
@@ -209,7 +214,7 @@ class _Training:
         return self.judged(held_out) if held_out else None
 
     def _tell(self, one: HeadPass) -> None:
-        held = "" if one.held_out is None else f", held out {one.held_out.loss:.3f}, F1 {100 * one.held_out.f1:.1f}"
+        held = "" if one.held_out is None else f", held out {one.held_out.loss:.3f}, {one.held_out}"
         self._say(f"head pass {one.epoch}: loss {one.loss:.3f}{held}")
 
     def _kept(self) -> tuple[list[torch.Tensor], Any]:
@@ -222,6 +227,14 @@ class _Training:
                 weights.copy_(before)
         if self._learner:
             self._learner.restore(kept[1])
+
+
+def judged(classifier: Classifier, states: torch.Tensor, labels: torch.Tensor) -> Judged:
+    """What a classifier makes of states (n, width) of these classes (n,)."""
+    with torch.no_grad():
+        shares = classifier.log_shares(states)
+        loss = float(cross_entropy(shares, labels))
+    return judge(shares.argmax(-1).tolist(), labels.tolist(), shares.shape[1], loss)
 
 
 def judge(found: Sequence[int], right: Sequence[int], n_classes: int, loss: float = float("nan")) -> Judged:
@@ -263,9 +276,10 @@ def _height(one: HeadPass) -> float:
 def _check(labelled: Sequence[Labelled], held_out: Sequence[Labelled], test: Sequence[Labelled]) -> None:
     if len({one.label for one in labelled}) < 2:
         raise DataError(
-            f"{len(labelled)} items of one class say nothing of another; give items of two classes at least"
+            f"{len(labelled)} items of one class say nothing of another; give items of two classes at least, such as "
+            "those of more people"
         )
-    parts = [{one.query.user_id for one in part} for part in (labelled, held_out, test)]
+    parts = [{one.query.person for one in part} for part in (labelled, held_out, test)]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         if both := sorted(parts[one] & parts[other]):
             raise DataError(f"user {both[0]!r} is in two of: learnt from, held out, test; each person in one")

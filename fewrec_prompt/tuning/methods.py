@@ -316,6 +316,8 @@ def begin(backend: CausalBackend, settings: Settings, *, instruction: str, n_ste
             return AdaptiveRank(backend, settings, n_steps)
         case "full":
             return Full(backend)
+        case _:
+            raise ModelError(f"{settings.method!r} learns no weights of the model; see tuning/classifiers.py")
 
 
 def flat(prefix: KeyValues) -> torch.Tensor:

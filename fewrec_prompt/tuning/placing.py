@@ -18,8 +18,12 @@ from fewrec_prompt.errors import AdapterError, did_you_mean
 from fewrec_prompt.files import new_folder
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.adapters import Adapter, check_bindings, check_probes, read
+from fewrec_prompt.tuning.classifiers import below, classifier_of
+from fewrec_prompt.tuning.classifying import classified, n_classes_of
 from fewrec_prompt.tuning.methods import unflat, width
+from fewrec_prompt.tuning.settings import CLASSIFIERS
 
+_MERGED = ("lora", "adalora", "full")
 _MODULE = re.compile(r"[A-Za-z0-9_.]{1,200}")
 
 
@@ -47,33 +51,40 @@ def adapted(recommender: Recommender, folder: Path | str, *, force: bool = False
     """
     adapter = read(Path(folder))
     forced = check_bindings(adapter, recommender, force=force)
-    place = _PLACES.get(adapter.method)
-    if place is None:
-        raise AdapterError(
-            f"{folder}: of the unknown method {adapter.method!r}; {did_you_mean(adapter.method, _PLACES)}"
-        )
-    assert isinstance(recommender.backend, CausalBackend), "bindings were checked"
-    made = replace(recommender, backend=place(adapter, recommender.backend))
+    made = _placed(adapter, recommender)
     apart = 0.0 if forced else check_probes(adapter, made)
     return Adapted(made, adapter, tuple(forced), apart)
+
+
+def _placed(adapter: Adapter, recommender: Recommender) -> Recommender:
+    backend = recommender.backend
+    assert isinstance(backend, CausalBackend), "bindings were checked"
+    if adapter.method in CLASSIFIERS:
+        return _classified(adapter, recommender, backend)
+    if place := _PLACES.get(adapter.method):
+        return replace(recommender, backend=place(adapter, backend))
+    known = (*_PLACES, *CLASSIFIERS)
+    raise AdapterError(
+        f"{adapter.folder}: of the unknown method {adapter.method!r}; {did_you_mean(adapter.method, known)}"
+    )
 
 
 def merge(recommender: Recommender, folder: Path | str, out: Path) -> Path:
     """Write the model with the weights of this folder inside, as a model folder that needs no adapter.
 
-    Raises AdapterError for weights that stand before a prompt, and for a base that is not in fp32: merging into 8 or 4
-    bits rounds the weights away.
+    Raises AdapterError for what stands before a prompt or reads hidden states, and for a base that is not in fp32:
+    merging into 8 or 4 bits rounds the weights away.
     """
+    if (method := read(Path(folder)).method) not in _MERGED:
+        raise AdapterError(
+            f"{folder}: what {method!r} learnt stands before or behind the model, which no model folder holds; it "
+            "cannot be merged, and is used with --adapter"
+        )
     found = adapted(recommender, folder)
     backend = found.recommender.backend
     assert isinstance(backend, CausalBackend), "it was just made"
     if backend.mode.precision != "fp32":
         raise AdapterError(f"{folder}: merge into the base in fp32, not in {backend.mode.precision}: --precision fp32")
-    if found.adapter.method not in ("lora", "adalora", "full"):
-        raise AdapterError(
-            f"{folder}: {found.adapter.method!r} learnt what stands before a prompt, and nothing inside the model; it "
-            "cannot be merged"
-        )
     if out.exists():
         raise AdapterError(f"{out}: exists already; name another folder")
     if found.adapter.method != "full":
@@ -150,6 +161,14 @@ _PLACES: Mapping[str, Callable[[Adapter, CausalBackend], CausalBackend]] = {
     "adalora": _low_rank,
     "full": _full,
 }
+
+
+def _classified(adapter: Adapter, recommender: Recommender, backend: CausalBackend) -> Recommender:
+    """A classifier over the model as it is, or with the weights that learnt below it."""
+    if learnt := below(adapter):
+        backend = _PLACES[learnt.method](learnt, backend)
+    classifier = classifier_of(adapter, width(backend), n_classes_of(recommender))
+    return classified(recommender, classifier, backend)
 
 
 def _only(adapter: Adapter, name: str) -> torch.Tensor:

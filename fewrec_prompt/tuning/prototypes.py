@@ -17,7 +17,7 @@ import torch
 
 from fewrec_prompt.errors import DataError
 from fewrec_prompt.recommender import Recommender
-from fewrec_prompt.tuning.classifying import Labelled, classes_of, hidden, prompts_of
+from fewrec_prompt.tuning.classifying import Labelled, hidden, n_classes_of, prompts_of
 
 _TINY = 1e-6
 
@@ -39,7 +39,7 @@ class Prototypes:
         """From states (n, width) and their classes. Raises DataError for a class without a state."""
         marks = np.asarray(labels)
         if lacking := sorted(set(range(n_classes)) - set(marks.tolist())):
-            raise DataError(f"class {lacking[0]} of {n_classes} has no example; give at least one of each")
+            raise DataError(f"class {lacking[0]} of {n_classes} has no example; give at least one of each, such as those of more people")
         states = states.astype(np.float64)
         centre, spread = states.mean(0), np.maximum(states.std(0), _TINY)
         scaled = (states - centre) / spread
@@ -54,15 +54,20 @@ class Prototypes:
         distances = (scaled[:, None] - means).square().sum(-1)
         return (-0.5 * distances / self.variance).log_softmax(-1)
 
-    def to_tensors(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays by name, and what JSON can say of them."""
-        arrays = {"means": self.means, "centre": self.centre, "spread": self.spread}
-        return arrays, {"variance": self.variance}
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """All that it learnt, as arrays by name."""
+        parts = {"means": self.means, "centre": self.centre, "spread": self.spread}
+        return parts | {"variance": np.array(self.variance, dtype=np.float32)}
+
+    @staticmethod
+    def shapes(n_classes: int, width: int) -> dict[str, tuple[int, ...]]:
+        """What `to_tensors` gives, as shapes."""
+        return {"means": (n_classes, width), "centre": (width,), "spread": (width,), "variance": ()}
 
     @classmethod
-    def from_tensors(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Prototypes:
+    def from_tensors(cls, arrays: Mapping[str, np.ndarray]) -> Prototypes:
         """What `to_tensors` gave."""
-        return cls(arrays["means"], arrays["centre"], arrays["spread"], float(meta["variance"]))
+        return cls(arrays["means"], arrays["centre"], arrays["spread"], float(arrays["variance"]))
 
 
 def fit(recommender: Recommender, labelled: Sequence[Labelled]) -> Prototypes:
@@ -71,5 +76,4 @@ def fit(recommender: Recommender, labelled: Sequence[Labelled]) -> Prototypes:
     Raises VerbalizerError for a recommender that neither judges nor rates, ModelError where a model shows no states.
     """
     states = hidden(recommender.backend, prompts_of(recommender, labelled))
-    n_classes = 1 + max(classes_of(recommender).values())
-    return Prototypes.of(states, [one.label for one in labelled], n_classes)
+    return Prototypes.of(states, [one.label for one in labelled], n_classes_of(recommender))

@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args
 from fewrec_prompt.errors import FewrecError, did_you_mean
 from fewrec_prompt.tuning.losses import LossName
 
-MethodName = Literal["soft-prompt", "p-tuning", "prefix", "lora", "adalora", "full"]
+MethodName = Literal[
+    "soft-prompt", "p-tuning", "prefix", "lora", "adalora", "full", "head", "head-lora", "head-full", "prototypes"
+]
 InitName = Literal["instruction", "vocabulary", "random"]
 TargetsName = Literal["attention", "all"]
 NegativesName = Literal["given", "uniform", "popularity", "in-batch", "hard"]
@@ -122,6 +124,12 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "held_out": (0.0, 0.5),
     "patience": (1, 1000),
 }
+CLASSIFIERS: Mapping[MethodName, MethodName | None] = {  # and what learns in the model below them
+    "head": None,
+    "head-lora": "lora",
+    "head-full": "full",
+    "prototypes": None,
+}
 DEFAULTS: Mapping[MethodName, tuple[float, int]] = {  # learning rate, epochs
     "soft-prompt": (1e-2, 4),
     "p-tuning": (3e-3, 4),
@@ -129,4 +137,8 @@ DEFAULTS: Mapping[MethodName, tuple[float, int]] = {  # learning rate, epochs
     "lora": (1e-3, 4),
     "adalora": (5e-3, 4),
     "full": (3e-5, 4),
+    "head": (3e-4, 30),
+    "head-lora": (1e-3, 4),  # the rate of the weights below the head, which has its own
+    "head-full": (3e-5, 4),
+    "prototypes": (1.0, 1),  # nothing is trained: one look at the examples
 }
