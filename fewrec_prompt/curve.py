@@ -30,6 +30,7 @@ from fewrec_prompt.errors import FewrecError, RunError, did_you_mean
 from fewrec_prompt.evaluation import load_backend, measure
 from fewrec_prompt.few_shot import check_apart, default_row, recommender_of, shots_of, trainable, tune_task, with_demos
 from fewrec_prompt.files import write_text
+from fewrec_prompt.labelling import check_row, tune_classifier
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.runs import dump
 from fewrec_prompt.score_cache import ScoreCache, score_cache
@@ -39,7 +40,7 @@ from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.tuning.features import features_of, prior_of
 from fewrec_prompt.tuning.mix import fit
 from fewrec_prompt.tuning.mixed import MixRecommender
-from fewrec_prompt.tuning.settings import DEFAULTS, Settings
+from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings
 from fewrec_prompt.types import Query, Question, Ranking, TokenLogprobs
 
 ZERO = "zero"
@@ -146,14 +147,17 @@ def curve(
 ) -> list[Line]:
     """Run the cells that are not there yet, then write table and picture to `out`; the lines of the table.
 
-    `settings` are those of tuning that all gradient methods share. Raises FewrecError for unknown methods, RunError for
-    a folder that holds another study.
+    `settings` are those of tuning that all gradient methods share. Raises FewrecError for unknown methods,
+    VerbalizerError for a row that a classifier among them cannot answer, RunError for a folder that holds another
+    study.
     """
     task = task if isinstance(task, Task) else tasks.load_task(task)
     check_methods(methods)
     if not shots or seeds < 1:
         raise FewrecError("a curve needs a number of people and a seed at least")
     row = row or default_row(task)
+    if set(methods) & set(CLASSIFIERS):
+        check_row(row)
     with ExitStack() as stack:
         cache = stack.enter_context(score_cache(say))
         backend = backend or load_backend(task, numerics, say)
@@ -277,15 +281,16 @@ def _shown(how: DemosName) -> Callable[[Study, int, int], Cell]:
 
 
 def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
-    """A method that learns by gradients."""
+    """A method whose weights are kept as an adapter."""
 
     def run(study: Study, shots: int, seed: int) -> Cell:
         folder = study.out / "adapters" / _name(method, shots, seed)
         backend = study.backend
+        learn = tune_classifier if method in CLASSIFIERS else tune_task
         if not folder.is_dir():
             check_apart(shots_of(study.task, shots, seed), study.test)
             settings = Settings(**dict(study.settings) | {"method": method, "seed": seed})
-            tune_task(
+            learn(
                 study.task,
                 settings,
                 shots,
@@ -294,8 +299,9 @@ def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
                 backend=trainable(backend, method, study.task, study.say),
                 say=study.say,
             )
-        recommender = recommender_of(study.task, study.row, backend).adapted(folder)
         about = _about(folder)
+        row = RowSettings(**about["row"])  # without its calibration where a classifier was learnt
+        recommender = recommender_of(study.task, row, backend).adapted(folder)
         kept = replace(recommender, backend=Kept(recommender.backend, study.cache))  # type: ignore[arg-type]  # all of a Backend
         note = "" if about["learned"] else "did not learn"
         return study.cell(

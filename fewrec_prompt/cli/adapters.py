@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,15 +37,24 @@ def list_adapters(
         except AdapterError as error:
             broken.append(str(error))
             continue
-        best = about["passes"][about["best_epoch"]]
-        metric = "–" if best["metric"] is None else f"{100 * best['metric']:.1f}"
-        lines.append((note.parent.name, method, about["task"], str(about["shots"]), f"{best['loss']:.3f}", metric))
+        lines.append((note.parent.name, method, about["task"], str(about["shots"]), *_came_to(about)))
     if len(lines) == 1 and not broken:
         typer.echo(f"no adapter in {folder}/; make one with: fewrec tune TASK --out {folder}/NAME")
         return
     print_lines(lines, left=(0, 1, 2))
     if broken:
         raise AdapterError("not listed, for they cannot be used:\n  " + "\n  ".join(broken))
+
+
+def _came_to(about: Mapping[str, Any]) -> tuple[str, str]:
+    """Loss and held-out metric of what was kept; a classifier's is F1, and a mix has no passes."""
+    if "passes" not in about:
+        return f"{about['mix']['loss']:.3f}", "–"
+    best = about["passes"][about["best_epoch"]]
+    judged = best.get("held_out")
+    metric = judged["f1"] if judged else best.get("metric")
+    held_out = "–" if metric is None else f"{'F1 ' if judged else ''}{100 * metric:.1f}"
+    return f"{best['loss']:.3f}", held_out
 
 
 def show(folder: Annotated[Path, typer.Argument(help="An adapter folder.")]) -> None:

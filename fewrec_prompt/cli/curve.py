@@ -17,15 +17,14 @@ def register(app: typer.Typer) -> None:
 
 def curve(
     task: Annotated[str, typer.Argument(help="A task file, or the name of one in ./eval or among the shipped.")],
-    methods: Annotated[
-        list[str], typer.Option(help="zero, demos, mix, soft-prompt, p-tuning, prefix, lora, adalora, full; several.")
-    ],
+    methods: Annotated[list[str], typer.Option(help="zero, demos, mix or any method of fewrec tune; several.")],
     shots: Annotated[list[int], typer.Option(help="Numbers of people to learn from; several after one flag.")],
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds draw people, weights and order.")] = 1,
     metric: Annotated[str, typer.Option(help="What the curve shows.")] = "nDCG@10",
     epochs: Annotated[int | None, typer.Option(help="Passes over the people; the method's own by default.")] = None,
     negatives: Annotated[str | None, typer.Option(help="What answers are learnt against; see fewrec tune.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
+    prompt: Annotated[str | None, typer.Option(help="Template; by default the task's first calibrated row.")] = None,
     users: Annotated[int | None, typer.Option(min=1, help="How many test users.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; cells in it are not run again.")] = None,
     model: Model = None,
@@ -40,12 +39,14 @@ def curve(
     from fewrec_prompt.cli.console import print_lines, resumable, say
     from fewrec_prompt.curve import HEADS, PICTURE, shown
     from fewrec_prompt.curve import curve as run
+    from fewrec_prompt.tasks import RowSettings
 
     found = Options(users=users, model=model).applied(tasks.load_task(task))
     folder = out or Path("curves") / found.name
     tuning = {"epochs": epochs, "negatives": negatives, "held_out": held_out}
-    numerics = Numerics(precision, device)
+    row = None if prompt is None else RowSettings(prompt=prompt)
+    about = {"row": row, "metric": metric, "settings": tuning, "numerics": Numerics(precision, device)}
     with resumable():
-        lines = run(found, methods, shots, seeds, folder, metric=metric, settings=tuning, numerics=numerics, say=say)
+        lines = run(found, methods, shots, seeds, folder, **about, say=say)
     print_lines([HEADS, *(shown(line, metric) for line in lines)])
     typer.echo(f"\npicture  {folder / PICTURE}")

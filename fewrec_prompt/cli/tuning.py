@@ -13,6 +13,7 @@ from fewrec_prompt.errors import FewrecError, did_you_mean
 if TYPE_CHECKING:
     from fewrec_prompt import Numerics
     from fewrec_prompt.tasks import RowSettings, Task
+    from fewrec_prompt.tuning.classifiers import ClassifierTuned
     from fewrec_prompt.tuning.loop import Tuned
     from fewrec_prompt.tuning.mix import Mix
     from fewrec_prompt.tuning.settings import Settings
@@ -27,7 +28,10 @@ def tune(
     task: Annotated[str, typer.Argument(help="A task file, or the name of one in ./eval or among the shipped.")],
     out: Annotated[Path, typer.Option(help="Folder for what is learnt; an interrupted training goes on.")],
     method: Annotated[
-        str, typer.Option(help="mix, soft-prompt, p-tuning, prefix, lora, adalora or full.")
+        str,
+        typer.Option(
+            help="mix, soft-prompt, p-tuning, prefix, lora, adalora, full, head, head-lora, head-full or prototypes."
+        ),
     ] = "soft-prompt",
     shots: Annotated[int, typer.Option(min=1, help="How many people to learn from; none of them is tested.")] = 64,
     seed: Annotated[int, typer.Option(help="Draws the people, first weights and order.")] = 0,
@@ -77,14 +81,15 @@ def tune(
     device: Device = None,
     int8_threshold: Int8Threshold = None,
 ) -> None:
-    """Learn from a few people of a task: weights of what was logged, virtual tokens, low-rank adapters or all weights.
+    """Learn from a few people of a task: weights of what was logged, virtual tokens, low-rank adapters, all weights,
+    or a classifier of hidden states.
 
     What is learnt is used with: fewrec eval TASK --adapter FOLDER
     """
     from fewrec_prompt import Numerics, Options, tasks
     from fewrec_prompt.cli.console import say
     from fewrec_prompt.few_shot import Round, tune_task
-    from fewrec_prompt.tuning.settings import DEFAULTS, Settings
+    from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings
 
     if method != "mix" and method not in DEFAULTS:
         raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, ('mix', *DEFAULTS))}")
@@ -93,10 +98,14 @@ def tune(
     found = Options(model=model).applied(tasks.load_task(task))
     row = _row(found, prompt, verbalizer, calibrate, alpha, length)
     numerics = Numerics(precision, device, int8_threshold)
-    if start is not None and (search or method == "mix"):
-        raise FewrecError("--from goes on with one adapter that learnt by gradients; leave --search and mix out")
+    if start is not None and (search or method == "mix" or method in CLASSIFIERS):
+        raise FewrecError(
+            "--from goes on with one adapter that learnt from whole answers; leave --search, mix and classifiers out"
+        )
     if method == "mix" and search:
         raise FewrecError("a mix has nothing to search for: its strength is chosen by leaving one person out")
+    if method in CLASSIFIERS and search:
+        raise FewrecError(f"--search tries settings of what learns from whole answers, and not of {method!r}")
     if method == "mix":
         from fewrec_prompt.mixing import tune_mix
 
@@ -123,7 +132,11 @@ def tune(
         seed=seed,
         checkpointing=checkpointing,
     )
-    if search is None:
+    if method in CLASSIFIERS:
+        from fewrec_prompt.labelling import tune_classifier
+
+        _print_classifier(tune_classifier(found, settings, shots, out, row=row, numerics=numerics, say=say), task, out)
+    elif search is None:
         earlier = None if start is None else Round(start, replay, pull)
         tuned = tune_task(found, settings, shots, out, row=row, earlier=earlier, numerics=numerics, say=say)
         _print(tuned, task, out)
@@ -174,6 +187,17 @@ def _print_mix(mix: Mix, task: str, out: Path) -> None:
         f"loss     {mix.prior_loss:.3f} of the row as it was, {mix.loss:.3f} of the mix, each person left out in turn"
     )
     typer.echo(f"prior    has {100 * mix.prior_share:.0f} % in the mix")
+    typer.echo(f"adapter  {out}\nuse it   fewrec eval {task} --adapter {out}")
+
+
+def _print_classifier(tuned: ClassifierTuned, task: str, out: Path) -> None:
+    best = tuned.passes[tuned.best_epoch]
+    learned = "learned" if tuned.learned else "did NOT learn"
+    typer.echo(f"{tuned.settings['method']}  {tuned.n_weights:,} weights from {tuned.n_labels} labels, {learned}")
+    kept = f", in pass {best.epoch}, which is kept" if len(tuned.passes) > 1 else ""
+    typer.echo(f"loss     {tuned.zero_shot_loss:.3f} without a look at the item, {best.loss:.3f} with it{kept}")
+    if best.held_out is not None:
+        typer.echo(f"held out {best.held_out}")
     typer.echo(f"adapter  {out}\nuse it   fewrec eval {task} --adapter {out}")
 
 

@@ -182,9 +182,7 @@ def probe_queries(examples: Sequence[Example], seed: int) -> list[Query]:
     return made
 
 
-def probed(
-    recommender: Recommender, examples: Sequence[Example], seed: int
-) -> list[tuple[Query, Sequence[float]]]:
+def probed(recommender: Recommender, examples: Sequence[Example], seed: int) -> list[tuple[Query, Sequence[float]]]:
     """Such questions with what they score now."""
     queries = probe_queries(examples, seed)
     return [(query, recommender.scores(recommender.answers(query)).tolist()) for query in queries]

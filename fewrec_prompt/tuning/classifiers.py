@@ -7,12 +7,10 @@ names that it has in a folder of its own. The classifiers themselves stand in he
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from fewrec_prompt.assets import Say, quiet
@@ -94,9 +92,8 @@ def _head(
     how = _head_settings(settings.complete(), labelled)
     learner = _learner(recommender, settings)
     found = fit(recommender, labelled, held_out=held_out, settings=how, learner=learner, say=say)
-    told = {"method": settings.method, **asdict(how)} | (learner_settings(settings) if learner else {})
-    shares = np.array(list(Counter(one.label for one in labelled).values())) / len(labelled)
-    blind = -float((shares * np.log(shares)).sum())
+    told = {"method": settings.method, **asdict(how)}
+    blind = found.passes[0].loss
     return ClassifierTuned(
         found.recommender, found.head, learner, told, found.passes, found.best_epoch, blind, len(labelled)
     )
@@ -115,11 +112,6 @@ def _head_settings(settings: Settings, labelled: Sequence[Labelled]) -> HeadSett
     )
 
 
-def learner_settings(settings: Settings) -> dict[str, Any]:
-    """What the weights below a head are."""
-    return {"rank": settings.rank, "targets": settings.targets}
-
-
 def _learner(recommender: Recommender, settings: Settings) -> Learner | None:
     """The weights below the head, put on the model."""
     method, backend = CLASSIFIERS[settings.method], recommender.backend
@@ -133,7 +125,7 @@ def _learner(recommender: Recommender, settings: Settings) -> Learner | None:
 def _prototypes(
     recommender: Recommender, labelled: Sequence[Labelled], settings: Settings, held_out: Sequence[Labelled], _say: Say
 ) -> ClassifierTuned:
-    """One look at the examples. Prototypes do not know how frequent a class is, so they are held against equal shares."""
+    """One look at the examples; held against equal shares, for prototypes do not know how frequent a class is."""
     n, items, n_classes = len(labelled), [*labelled, *held_out], n_classes_of(recommender)
     states = hidden(recommender.backend, prompts_of(recommender, items))
     labels = torch.tensor([one.label for one in items])
@@ -147,7 +139,7 @@ def _prototypes(
 
 def below(adapter: Adapter) -> Adapter | None:
     """What was learnt in the model below a classifier, as an adapter of its own."""
-    method = CLASSIFIERS[adapter.method]  # type: ignore[index]  # whoever asks has looked
+    method = CLASSIFIERS[adapter.method]
     if method is None:
         return None
     rest = {name: values for name, values in adapter.tensors.items() if not name.startswith(PREFIX)}

@@ -80,7 +80,8 @@ def _class(rating: float | None, n_classes: int, user_id: str) -> int:
     assert rating is not None, "only rated items are taken"
     if rating != int(rating) or not 1 <= rating <= n_classes:
         raise DataError(
-            f"user {user_id!r}: the rating {rating:g} is none of 1 to {n_classes}; learn from likes instead, as --prompt judge does"
+            f"user {user_id!r}: the rating {rating:g} is none of 1 to {n_classes}; learn from "
+            "likes instead, as --prompt judge does"
         )
     return int(rating) - 1
 

@@ -33,7 +33,7 @@ States: TypeAlias = Callable[[Sequence[int], bool], torch.Tensor]
 class HeadSettings:
     """How a head learns. `rate` is the head's; `model_rate` that of the weights below it; `batch` is items a step."""
 
-    rate: float = 1e-2
+    rate: float = 3e-4
     model_rate: float = 3e-4
     weight_decay: float = 1e-2
     epochs: int = 30
@@ -78,11 +78,12 @@ class Head:
         self.centre, self.spread = centre, spread
 
     @classmethod
-    def over(cls, states: torch.Tensor, n_classes: int) -> Head:
-        """A head that knows nothing yet, for states like these."""
+    def over(cls, states: torch.Tensor, labels: torch.Tensor, n_classes: int) -> Head:
+        """A head for states like these that knows nothing yet but how frequent each class is (and once more)."""
         spread, centre = torch.std_mean(states, dim=0, correction=0)
+        shares = (torch.bincount(labels, minlength=n_classes) + 1.0).log().log_softmax(0)
         zeros = torch.zeros(n_classes, states.shape[1], device=states.device)
-        return cls(zeros, zeros[:, 0].clone(), centre, spread.clamp(min=_TINY))
+        return cls(zeros, shares, centre, spread.clamp(min=_TINY))
 
     def log_shares(self, states: torch.Tensor) -> torch.Tensor:
         """Log-probability (n, n_classes) of each class, in nats."""
@@ -146,7 +147,7 @@ def fit(
     states = _states(backend, prompts_of(recommender, items), learner)
     labels = torch.tensor([one.label for one in items], device=states([0], False).device)
     mine, theirs = range(len(labelled)), range(len(labelled), len(labelled) + len(held_out))
-    head = Head.over(states(mine, False), n_classes)
+    head = Head.over(states(mine, False), labels[: len(labelled)], n_classes)
     training = _Training(head, learner, states, labels, settings, say)
     passes, best = training.run(mine, theirs)
     tested = range(len(labelled) + len(held_out), len(items))

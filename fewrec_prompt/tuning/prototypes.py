@@ -39,7 +39,10 @@ class Prototypes:
         """From states (n, width) and their classes. Raises DataError for a class without a state."""
         marks = np.asarray(labels)
         if lacking := sorted(set(range(n_classes)) - set(marks.tolist())):
-            raise DataError(f"class {lacking[0]} of {n_classes} has no example; give at least one of each, such as those of more people")
+            raise DataError(
+                f"class {lacking[0]} of {n_classes} has no example; give at least one of each, such as those of more "
+                "people"
+            )
         states = states.astype(np.float64)
         centre, spread = states.mean(0), np.maximum(states.std(0), _TINY)
         scaled = (states - centre) / spread

@@ -124,7 +124,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "held_out": (0.0, 0.5),
     "patience": (1, 1000),
 }
-CLASSIFIERS: Mapping[MethodName, MethodName | None] = {  # and what learns in the model below them
+CLASSIFIERS: Mapping[str, MethodName | None] = {  # and what learns in the model below them
     "head": None,
     "head-lora": "lora",
     "head-full": "full",
