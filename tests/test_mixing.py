@@ -112,6 +112,9 @@ def test_the_command_says_what_was_learnt_and_how_to_use_it(folder: Path, tmp_pa
     assert "complete pmi 0.5 twin" in found.output
     assert f"fewrec eval eval/tiny.toml --adapter {out}" in found.output
     assert json.loads((out / "fewrec.json").read_text())["method"] == "mix"
+    listed = CliRunner().invoke(app, ["adapters", "list", str(tmp_path)])
+    assert listed.exit_code == 0, listed.output
+    assert listed.stdout.splitlines()[1].split()[:3] == ["mix", "mix", "tiny"]
 
 
 def test_popularity_belongs_to_a_mix() -> None:

@@ -119,7 +119,7 @@ def _learner(recommender: Recommender, settings: Settings) -> Learner | None:
         return None
     if not isinstance(backend, CausalBackend):
         raise ModelError(f"{settings.method!r} changes a causal language model, and this is none; take 'head' alone")
-    return begin(backend, replace(settings, method=method), instruction="", n_steps=0)
+    return begin(backend, replace(settings, method=method, dropout=0.0), instruction="", n_steps=0)
 
 
 def _prototypes(
