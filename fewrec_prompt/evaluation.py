@@ -425,7 +425,7 @@ def finish(
     """
     shelf = _shelf(queries)
     examples = records.examples(rows, scored, queries, task.settings.seed)
-    measured = {row.name: metrics.measure_all(task.metrics, _judged(row, queries), shelf) for row in scored}
+    measured = {row.name: metrics.measure_all(task.metrics, judged(row, queries), shelf) for row in scored}
     record = {
         **store.header,
         "rows": records.rows(scored, measured, task.settings.seed),
@@ -433,10 +433,10 @@ def finish(
         "units": {**store.n_units(), "damaged": n_damaged},
         "problems": dict(queries.problems),
     }
-    judged = [query.user_id for query in queries.queries if query.user_id in queries.qrels]
+    answered = [query.user_id for query in queries.queries if query.user_id in queries.qrels]
     write_queries(store.folder / "candidates.parquet", queries)
     parquet_files.write(store.folder / "rankings.parquet", records.ranking_columns(scored))
-    parquet_files.write(store.folder / "measurements.parquet", records.measurement_columns(scored, measured, judged))
+    parquet_files.write(store.folder / "measurements.parquet", records.measurement_columns(scored, measured, answered))
     if any(one.of_run for one in measured.values()):
         parquet_files.write(store.folder / "groups.parquet", records.group_columns(measured))
     if columns := records.slice_columns(measured, queries, task.settings.seed):
@@ -449,11 +449,11 @@ def finish(
 
 def measure(row: Scored, queries: QuerySet, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Each metric's value for each user who has an answer, in the order of the rankings; nothing if nobody has one."""
-    users = _judged(row, queries)
+    users = judged(row, queries)
     return metrics.measure(names, users) if users else {}
 
 
-def _judged(row: Scored, queries: QuerySet) -> list[metrics.UserScores]:
+def judged(row: Scored, queries: QuerySet) -> list[metrics.UserScores]:
     """The users who have an answer: scores in the order of the prompt, beside what was right."""
     pairs = zip(row.rankings, queries.queries, strict=True)
     return [_user(ranking, query, queries, row.kind) for ranking, query in pairs if query.user_id in queries.qrels]

@@ -19,6 +19,7 @@ from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.demos import Demos, DemosName
+from fewrec_prompt.display import MAIN, main_metric
 from fewrec_prompt.errors import AdapterError, DataError, TaskError
 from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.recommender import Recommender, choose
@@ -29,6 +30,8 @@ from fewrec_prompt.tuning.loop import Earlier, Tuned, Watch, speaks, tune, wait_
 from fewrec_prompt.tuning.losses import LossName
 from fewrec_prompt.tuning.settings import CLASSIFIERS, Settings
 from fewrec_prompt.types import Demo
+
+WATCHED = 128  # rows that early stopping looks at, beside those that a protocol has drawn to learn from
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,23 @@ class Shots:
 def shots_of(task: Task, n: int, seed: int = 0, *, held_out: float = 0.0, say: Say = quiet) -> Shots:
     """`n` people of the task to learn from, drawn by the seed; of them a share is held out.
 
-    They are those of its part "train" where it names one, else of "selection": all who are not tested. Raises DataError
-    for more than there are.
+    They are those of its part "train" where it names one, else of "selection": all who are not tested. Where a protocol
+    has drawn rows, all of those are learnt from, and WATCHED rows of other people are held out if any share is. Raises
+    DataError for more than there are.
     """
     queries = tasks.load_queries(task, _part(task), say=say)
-    chosen = drawn(examples_of(queries), n, seed)
-    learnt, held = parted(chosen, held_out, seed)
-    return Shots(learnt, held, queries)
+    examples = examples_of(queries)
+    prescribed = tasks.prescribed_shots(task, n, seed)
+    if prescribed is None:
+        learnt, held = parted(drawn(examples, n, seed), held_out, seed)
+        return Shots(learnt, held, queries)
+    known = {example.query.user_id: example for example in examples}
+    learnt = tuple(known[name] for name in prescribed if name in known)
+    if len(learnt) < n:
+        say(f"{n - len(learnt)} of the {n} rows that were drawn are of people who are tested, and are left out")
+    people = {example.query.person for example in learnt}
+    others = [example for example in examples if example.query.person not in people]
+    return Shots(learnt, drawn(others, min(WATCHED, len(others)), seed) if held_out else (), queries)
 
 
 def _part(task: Task) -> Split:
@@ -143,6 +156,7 @@ def tune_task(
         training=found.queries.training,
         earlier=None if earlier is None else _taken_up(earlier, settings, recommender, say),
         folder=scratch,
+        metric=main_metric(task.metrics) or MAIN,
         watch=watch,
         say=say,
     )

@@ -51,7 +51,13 @@ def tune_mix(
     counts = found.queries.popularity if popularity else None
     log = _Answered(asking, queries, say)
     logged = [
-        mixed.all_features(recommenders, query, [scoring.logged(row, query, log)[0] for row in asking], counts)
+        mixed.all_features(
+            recommenders,
+            query,
+            [scoring.logged(row, query, log)[0] for row in asking],
+            counts,
+            history=found.loss == "binary",
+        )
         for query in queries
     ]
     made = fit(found.learnt, logged, prior_of(asking[0].name, asking[0].recommender))

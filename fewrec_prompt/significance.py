@@ -6,6 +6,7 @@ Users are the unit everywhere: what was drawn, left out or flipped is a user wit
   differ by less than the bootstrap's own noise (docs/LOG.md), and it has no meaning for equal values.
 * A number that is no mean over users (`Jackknifed`): the delete-a-group jackknife. The bootstrap draws users twice,
   and coverage shrinks by that.
+* Several questions a person: people are drawn with all of theirs (`Bootstrapped`).
 * A difference: the paired bootstrap for its size, the paired permutation test for chance.
 * The best of many: chosen again on drawn users and looked at on those who were not drawn, for the value that made it
   the best is too high.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from statistics import NormalDist
 from typing import Generic, TypeVar
@@ -118,12 +119,13 @@ class Jackknifed:
     value: float
     left_out: tuple[float, ...]
     n_users: int
+    n_excluded: int = 0
 
     @classmethod
-    def of(cls, statistic: Callable[[Floats], float], n_groups: int, n_users: int) -> Jackknifed:
+    def of(cls, statistic: Callable[[Floats], float], n_groups: int, n_users: int, n_excluded: int = 0) -> Jackknifed:
         """Of a statistic of how much each group counts: all 1, then each 0 in turn."""
         weights = np.ones((n_groups, n_groups)) - np.eye(n_groups)
-        return cls(statistic(np.ones(n_groups)), tuple(statistic(row) for row in weights), n_users)
+        return cls(statistic(np.ones(n_groups)), tuple(statistic(row) for row in weights), n_users, n_excluded)
 
     def __sub__(self, other: Jackknifed) -> Jackknifed:
         pairs = zip(self.left_out, other.left_out, strict=True)
@@ -138,7 +140,7 @@ class Jackknifed:
     def interval(self, level: float = LEVEL) -> Interval:
         """The value and as many standard errors on each side as the normal distribution wants."""
         reach = _NORMAL.inv_cdf((1 + level) / 2) * self.error
-        return Interval(self.value, self.value - reach, self.value + reach, self.n_users, 0)
+        return Interval(self.value, self.value - reach, self.value + reach, self.n_users, self.n_excluded)
 
     @property
     def p_value(self) -> float:
@@ -146,6 +148,51 @@ class Jackknifed:
         if not self.error:
             return 1.0 if self.value == 0 else 0.0
         return float(2 * _NORMAL.cdf(-abs(self.value) / self.error)) if self.error > 0 else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrapped:
+    """A number over people, and what it is with people drawn with replacement, each with all own questions.
+
+    Several of the same people and seed are drawn alike, so that their mean and their difference are paired. NaN where
+    drawn people leave the number undefined; the interval is over the other draws (the cluster bootstrap, Field & Welsh
+    2007; percentile).
+    """
+
+    value: float
+    drawn: Floats  # (n_resamples,)
+    n_users: int  # people who count
+    n_excluded: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        statistic: Callable[[Floats], float],
+        n_people: int,
+        seed: int,
+        n_excluded: int = 0,
+        n_resamples: int = N_RESAMPLES,
+    ) -> Bootstrapped:
+        """Of a statistic of how often each of `n_people` was drawn, (n_people,)."""
+        rng = rng_for(seed, "bootstrap")
+        weights = (row for size in _sizes(n_people, n_resamples) for row in _counts(rng, size, n_people))
+        drawn = np.fromiter(map(statistic, weights), np.float64, n_resamples)
+        return cls(statistic(np.ones(n_people)), drawn, n_people - n_excluded, n_excluded)
+
+    @classmethod
+    def mean(cls, several: Sequence[Bootstrapped]) -> Bootstrapped:
+        """The number for their mean."""
+        value, drawn = np.mean([one.value for one in several]), np.mean([one.drawn for one in several], axis=0)
+        return cls(float(value), drawn, several[0].n_users, several[0].n_excluded)
+
+    def __sub__(self, other: Bootstrapped) -> Bootstrapped:
+        return replace(self, value=self.value - other.value, drawn=self.drawn - other.drawn)
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        """The value, and between which numbers the middle share `level` of all draws lies."""
+        known = self.drawn[~np.isnan(self.drawn)]
+        low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if len(known) else (np.nan, np.nan)
+        return Interval(self.value, float(low), float(high), self.n_users, self.n_excluded)
 
 
 def groups_of(user_ids: Sequence[str], n_groups: int = N_GROUPS) -> npt.NDArray[np.intp]:

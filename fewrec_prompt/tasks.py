@@ -24,10 +24,10 @@ from fewrec_prompt.data.dataset import Dataset
 from fewrec_prompt.data.filters import k_core, liked
 from fewrec_prompt.data.layouts import tables
 from fewrec_prompt.data.parquet_files import note
-from fewrec_prompt.data.protocols import FormName, read_protocol
+from fewrec_prompt.data.protocols import FormName, drawn_rows, read_protocol, read_untested
 from fewrec_prompt.data.queries import QuerySet
-from fewrec_prompt.data.query_files import own_queries, read_queries, write_queries
-from fewrec_prompt.data.registered import check, registered
+from fewrec_prompt.data.query_files import named_in, own_queries, read_queries, write_queries
+from fewrec_prompt.data.registered import check, file_beside, registered
 from fewrec_prompt.data.splits import Sizes, Split, SplitName, counts_of, cut, queries_of
 from fewrec_prompt.data.tables import sha256_of
 from fewrec_prompt.data.training import part_at
@@ -39,6 +39,10 @@ DEFAULT_USERS, DEFAULT_HISTORY, DEFAULT_CANDIDATES = 200, 10, 20
 BASELINES = ("random", "popularity")
 METRICS = ("nDCG@1", "nDCG@5", "nDCG@10", "nDCG@20", "HR@10", "MRR")
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+
+
+# A key that is younger than finished runs stands in a record only where it is given: they stay what their headers say.
+_UNLESS_GIVEN = Field(exclude_if=lambda value: value is None)
 
 
 class DomainSettings(Settings):
@@ -62,6 +66,14 @@ class ColumnSettings(Settings):
     def named(self) -> dict[str, str]:
         """The names that were given, by role."""
         return {role: str(name) for role, name in self.model_dump().items() if name is not None}
+
+
+class PartSettings(Settings):
+    """What the file of a part of a published protocol is called."""
+
+    test: str = "test"
+    selection: str = "valid"
+    train: str = "train"
 
 
 class DataSettings(Settings):
@@ -88,9 +100,13 @@ class DataSettings(Settings):
     lists: str | None = None  # the file that the sampler "file" reads
     core: PositiveInt | None = None  # users and items with fewer interactions are left out, again and again
     min_rating: FiniteFloat | None = None  # what is rated lower is left out
+    learn_from: Annotated[str | None, _UNLESS_GIVEN] = None  # a file beside the data set's with user_id: whoever it
+    # names, and is not tested, may be learnt from or chosen on, and nobody else
     file: str | None = None  # queries of a published protocol; {part} in it is test, valid or train
     file_of: str | None = None  # the data set in whose folder it lies; None: `dataset`
     form: FormName | None = None  # how it is read
+    parts: Annotated[PartSettings | None, _UNLESS_GIVEN] = None  # which {part} is tested, chosen on, learnt from
+    draws: Annotated[str | None, _UNLESS_GIVEN] = None  # rows of its part "train" that the protocol drew, by seed and k
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -111,6 +127,8 @@ class DataSettings(Settings):
     def _of_a_protocol(self) -> Self:
         if (self.file is None) != (self.form is None) or (self.file is None and self.file_of is not None):
             raise ValueError("`file`, `form` and perhaps `file_of` go together")
+        if (self.parts or self.draws) and "{part}" not in (self.file or ""):
+            raise ValueError("`parts` and `draws` belong to a `file` with {part} in its name")
         if self.file is not None and self.dataset is None:
             raise ValueError("`file` needs `dataset`, whose items it names")
         if self.file is not None and (drawn := sorted(_DRAWN & self.model_fields_set)):
@@ -142,6 +160,7 @@ class DataSettings(Settings):
 
 
 _DRAWN = {
+    "learn_from",
     "columns",
     "all_users",
     "split",
@@ -288,7 +307,7 @@ def load_queries(task: Task, split: Split = "test", candidates: Path | None = No
     if settings.queries is not None:
         found = _own_queries(task, split, candidates)
     else:
-        found = _drawn_queries(task, load_dataset(task, say), split, candidates)
+        found = _drawn_queries(task, load_dataset(task, say), split, candidates, say)
     if settings.users is not None and split == "test" and len(found.queries) < settings.users:
         raise TaskError(
             f"{candidates or task.path}: {settings.users} users were asked, but there are {len(found.queries)}; "
@@ -327,15 +346,18 @@ def provenance(task: Task, queries: QuerySet, split: Split) -> dict[str, Any]:
     }
 
 
-def _drawn_queries(task: Task, dataset: Dataset, split: Split, candidates: Path | None) -> QuerySet:
+def _drawn_queries(task: Task, dataset: Dataset, split: Split, candidates: Path | None, say: Say) -> QuerySet:
     settings, seed = task.settings.data, task.settings.seed
     if settings.form is not None and candidates is None:
-        return read_protocol(_protocol_file(task, split), settings.form, dataset, settings.users)
+        return _protocol_queries(task, dataset, split, settings.form, say)
     made = cut(dataset, settings.split, share=settings.share, known=settings.known, seed=seed)
     if candidates is None:
         lists = task.file(settings.lists) if settings.lists else None
         sampler = sampler_of(settings.sampler, category=settings.category, lists=lists)
-        return queries_of(dataset, made, settings.sizes, seed=seed, split=split, sampler=sampler)
+        found = queries_of(dataset, made, settings.sizes, seed=seed, split=split, sampler=sampler)
+        if split == "test" or settings.learn_from is None:
+            return found
+        return named_in(_beside(task, settings.learn_from), found)
     _check_provenance(candidates, dataset)
     found = read_queries(
         candidates, dataset.items, on_problem=settings.on_problem, on_repeats="count", n_users=settings.users
@@ -351,23 +373,37 @@ def _drawn_queries(task: Task, dataset: Dataset, split: Split, candidates: Path 
     )
 
 
+def _protocol_queries(task: Task, dataset: Dataset, split: Split, form: FormName, say: Say) -> QuerySet:
+    path, settings = _protocol_file(task, split), task.settings.data
+    if split == "test":
+        return read_protocol(path, form, dataset, settings.users)
+    return read_untested(path, _protocol_file(task, "test"), form, dataset, say)
+
+
+def prescribed_shots(task: Task, n: int, seed: int) -> tuple[str, ...] | None:
+    """What the questions are called that the task's protocol has drawn to be learnt from; None where it drew none.
+
+    Some may be of people who are tested, whom the part "train" does not hold. Raises TaskError, DataError.
+    """
+    draws = task.settings.data.draws
+    return None if draws is None else drawn_rows(_beside(task, draws), _protocol_file(task, "train"), n, seed)
+
+
 def _protocol_file(task: Task, split: Split) -> Path:
-    """The file of a protocol in the folder of a data set that was added."""
-    settings, added = task.settings.data, registered()
-    name, file = str(settings.file_of or settings.dataset), str(settings.file)
+    """The file of a part of a protocol."""
+    settings = task.settings.data
+    file, parts = str(settings.file), settings.parts or PartSettings()
     if "{part}" not in file and split != "test":
         raise TaskError(
             f"{task.path}: {file} has no {split!r} part; choose things on another task over the same kind of data"
         )
-    if name not in added:
-        raise TaskError(
-            f"{task.path}: {file} lies in the data set {name!r}, which is not here; {did_you_mean(name, added)} "
-            f"If you have its files: fewrec assets add {name} FOLDER"
-        )
-    path = Path(added[name].folder) / file.replace("{part}", {"selection": "valid"}.get(split, split))
-    if not path.is_file():
-        raise TaskError(f"{task.path}: no file {path.name} in {path.parent}, where the data set {name!r} lies")
-    return path
+    return _beside(task, file.replace("{part}", getattr(parts, split)))
+
+
+def _beside(task: Task, file: str) -> Path:
+    """A file in the folder of a data set that was added: that of the protocol, else the task's own."""
+    settings = task.settings.data
+    return file_beside(str(settings.file_of or settings.dataset), file, wanted_by=task.path)
 
 
 def _check_provenance(candidates: Path, dataset: Dataset) -> None:

@@ -44,6 +44,11 @@ class Interaction:
     time: float | None = None
 
 
+def person_of(user_id: str) -> str:
+    """Whose question this is: a second one of user 7 is called 7#2."""
+    return user_id.partition("#")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """What is asked for one user. It holds no answer: the target lives in qrels."""
@@ -56,8 +61,14 @@ class Query:
 
     @property
     def person(self) -> str:
-        """Who asks: a second question of user 7 is called 7#2."""
-        return self.user_id.partition("#")[0]
+        """Who asks."""
+        return person_of(self.user_id)
+
+    @property
+    def mean_rating(self) -> float | None:
+        """Of the history items that have a rating; None where none has."""
+        known = [taken.rating for taken in self.history if taken.rating is not None]
+        return sum(known) / len(known) if known else None
 
     def recent(self, n: int) -> Query:
         """The same query with only the n latest history items (n = 0: none)."""

@@ -21,7 +21,7 @@ from fewrec_prompt.types import Interaction, Item, Query
 
 GENRES = {"a": "War", "b": "War, Drama", "c": "Comedy", "d": "Comedy", "e": "Drama", "f": "Western"}
 ITEMS = {one: Item(one, f"Film {one.upper()}", (("genres", genres),)) for one, genres in GENRES.items()}
-NO_MODEL = [name for name in BASELINES if name != "last-embedding"]
+NO_MODEL = [name for name in BASELINES if name not in ("last-embedding", "share-liked")]  # this one needs ratings
 
 
 def training(*pairs: str) -> Training:

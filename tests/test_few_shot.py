@@ -14,19 +14,21 @@ import pytest
 from _tiny import save_model
 from pyarrow import parquet
 
-from fewrec_prompt import curve as curves
 from fewrec_prompt import few_shot, tasks
 from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.precision import Numerics
+from fewrec_prompt.cells import ZERO, Cell, read_cell
 from fewrec_prompt.cli import app
 from fewrec_prompt.cli.ranking import spread_lists
-from fewrec_prompt.curve import ZERO, curve
+from fewrec_prompt.curve import curve
+from fewrec_prompt.curve_table import Line, shown, table
 from fewrec_prompt.errors import AdapterError, DataError, FewrecError, ModelError, RunError, TaskError
 from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.few_shot import shots_of, tune_task
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.settings import Settings
 
+NDCG = ("nDCG@10",)
 LORA = Settings("lora", rank=2, epochs=2, learning_rate=1e-2)
 
 
@@ -170,7 +172,7 @@ def test_a_curve_has_a_cell_for_everything_and_runs_none_twice(
 ) -> None:
     methods, settings = [ZERO, "mix", "soft-prompt", "lora"], {"epochs": 1, "held_out": 0.0}
 
-    def run(shots: list[int]) -> list[curves.Line]:
+    def run(shots: list[int]) -> list[Line]:
         return curve(task, methods, shots, 2, tmp_path, settings=settings, backend=backend(model))
 
     lines = run([2])
@@ -189,27 +191,27 @@ def test_a_curve_has_a_cell_for_everything_and_runs_none_twice(
     assert more[:4] == lines
     assert "<svg" in (tmp_path / "curve.html").read_text()
 
-    zero = curves.read_cell(tmp_path / "cells" / "zero.json")
-    two = [curves.read_cell(tmp_path / "cells" / f"lora-2-{seed}.json") for seed in (0, 1)]
-    gap = np.mean([cell.values for cell in two]) - np.mean(zero.values)
+    zero = read_cell(tmp_path / "cells" / "zero.json")
+    two = [read_cell(tmp_path / "cells" / f"lora-2-{seed}.json") for seed in (0, 1)]
+    gap = np.mean([cell.values["nDCG@10"] for cell in two]) - np.mean(zero.values["nDCG@10"])
     assert lines[3].difference == pytest.approx(gap)
 
 
 def test_a_difference_is_that_of_the_method_to_zero_paired_by_user() -> None:
     """Worked out by hand: 0.5, 1, 0.75 against 0.25, 0.5, 0.75 is better by 0.25 on the mean."""
 
-    def cell(method: str, seed: int, *values: float) -> curves.Cell:
-        return curves.Cell(method, 0 if method == ZERO else 4, seed, ("a", "b", "c"), values, 7, 2.0, 10.0)
+    def cell(method: str, seed: int, *values: float) -> Cell:
+        return Cell(method, 0 if method == ZERO else 4, seed, ("a", "b", "c"), {"nDCG@10": values}, 7, 2.0, 10.0)
 
     cells = [cell(ZERO, 0, 0.25, 0.5, 0.75), cell("lora", 0, 0.5, 1.0, 0.5), cell("lora", 1, 0.5, 1.0, 1.0)]
-    zero, lora = curves.table(cells, 0)
+    zero, lora = table(cells, NDCG, 0)
     assert (zero.value, zero.difference) == (0.5, 0.0)
     assert (lora.n_seeds, lora.value, lora.difference) == (2, 0.75, 0.25)
     assert lora.difference_low <= 0.25 <= lora.difference_high
-    assert curves.shown(lora, "nDCG@10")[5] == "+25.0"
+    assert shown(lora)[6] == "+25.0"
     other = replace(cells[1], user_ids=("a", "b", "d"))
     with pytest.raises(RunError, match="lora-4-0: is over other users"):
-        curves.table([cells[0], other], 0)
+        table([cells[0], other], NDCG, 0)
 
 
 def test_a_cell_that_was_changed_is_refused(task: tasks.Task, model: Path, tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_a_cell_that_was_changed_is_refused(task: tasks.Task, model: Path, tmp_p
 def test_another_study_is_not_mixed_in(task: tasks.Task, model: Path, tmp_path: Path) -> None:
     curve(task, [ZERO], [2], 1, tmp_path, backend=backend(model))
     with pytest.raises(RunError, match="another study, which differs in metric"):
-        curve(task, [ZERO], [2], 1, tmp_path, metric="MRR", backend=backend(model))
+        curve(task, [ZERO], [2], 1, tmp_path, metrics=("MRR",), backend=backend(model))
     with pytest.raises(FewrecError, match=r"unknown method 'lorra'.*lora"):
         curve(task, ["lorra"], [2], 1, tmp_path, backend=backend(model))
 

@@ -30,7 +30,8 @@ FLOORS = (
     (  # 5 studies
         *("tasks", "scoring", "records", "evaluation", "runs", "parity", "finished", "comparison", "report"),
         *("collection", "sharing", "published", "space", "searching", "probes", "watch"),
-        *("few_shot", "tune_search", "curve", "ensembles", "mixing", "labelling", "inspection"),
+        *("few_shot", "tune_search", "curve", "curve_table", "cells", "ensembles", "mixing", "labelling"),
+        "inspection",
     ),
     ("cli", "serve", "scale", "testing", ""),  # 6 doors; "" is the package's own __init__
 )

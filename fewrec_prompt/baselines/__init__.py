@@ -16,6 +16,7 @@ BASELINES = Registry(
     {
         "random": "fewrec_prompt.baselines.simple:Random",
         "popularity": "fewrec_prompt.baselines.simple:Popularity",
+        "share-liked": "fewrec_prompt.baselines.simple:ShareLiked",
         "recency": "fewrec_prompt.baselines.simple:recency",
         "last-bm25": "fewrec_prompt.baselines.last_item:bm25",
         "last-embedding": "fewrec_prompt.baselines.last_item:embedding",

@@ -17,10 +17,17 @@ def register(app: typer.Typer) -> None:
 
 def curve(
     task: Annotated[str, typer.Argument(help="A task file, or the name of one in ./eval or among the shipped.")],
-    methods: Annotated[list[str], typer.Option(help="zero, demos, mix or any method of fewrec tune; several.")],
+    methods: Annotated[
+        list[str], typer.Option(help="zero, a baseline, demos, mix or any method of fewrec tune; several.")
+    ],
     shots: Annotated[list[int], typer.Option(help="Numbers of people to learn from; several after one flag.")],
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds draw people, weights and order.")] = 1,
-    metric: Annotated[str, typer.Option(help="What the curve shows.")] = "nDCG@10",
+    metric: Annotated[
+        list[str], typer.Option(help="What the curve shows; of a question, pooled-AUC or user-AUC; several.")
+    ] = ["nDCG@10"],  # noqa: B006  # typer reads it, nobody changes it
+    against: Annotated[
+        str, typer.Option(help="Which row differences are to: zero, or a baseline among them.")
+    ] = "zero",
     epochs: Annotated[int | None, typer.Option(help="Passes over the people; the method's own by default.")] = None,
     negatives: Annotated[str | None, typer.Option(help="What answers are learnt against; see fewrec tune.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
@@ -37,16 +44,19 @@ def curve(
     """
     from fewrec_prompt import Numerics, Options, tasks
     from fewrec_prompt.cli.console import print_lines, resumable, say
-    from fewrec_prompt.curve import HEADS, PICTURE, shown
+    from fewrec_prompt.curve import PICTURE
     from fewrec_prompt.curve import curve as run
+    from fewrec_prompt.curve_table import heads, left_out, shown
     from fewrec_prompt.tasks import RowSettings
 
     found = Options(users=users, model=model).applied(tasks.load_task(task))
     folder = out or Path("curves") / found.name
     tuning = {"epochs": epochs, "negatives": negatives, "held_out": held_out}
     row = None if prompt is None else RowSettings(prompt=prompt)
-    about = {"row": row, "metric": metric, "settings": tuning, "numerics": Numerics(precision, device)}
+    about = {"row": row, "metrics": metric, "against": against, "settings": tuning}
     with resumable():
-        lines = run(found, methods, shots, seeds, folder, **about, say=say)
-    print_lines([HEADS, *(shown(line, metric) for line in lines)])
+        lines = run(found, methods, shots, seeds, folder, **about, numerics=Numerics(precision, device), say=say)
+    print_lines([heads(against), *(shown(line, against) for line in lines)])
+    for line in left_out(lines):
+        typer.echo(line)
     typer.echo(f"\npicture  {folder / PICTURE}")

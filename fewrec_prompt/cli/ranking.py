@@ -14,7 +14,7 @@ from fewrec_prompt.errors import DataError
 if TYPE_CHECKING:
     from fewrec_prompt.types import Item, Query
 
-LISTS = {"rank": ("--history", "--candidates"), "curve": ("--methods", "--shots")}
+LISTS = {"rank": ("--history", "--candidates"), "curve": ("--methods", "--shots", "--metric")}
 
 
 def register(app: typer.Typer) -> None:

@@ -91,8 +91,7 @@ def _own_ratings(query: Query) -> Scores:
     Of likes and dislikes it is the share of liked items, which has a higher AUC on TALLRec's films than its model
     (eval/published.toml).
     """
-    known = [taken.rating for taken in query.history if taken.rating is not None]
-    return np.full(len(query.candidates), np.mean(known) if known else 0.0)
+    return np.full(len(query.candidates), query.mean_rating or 0.0)
 
 
 def _similar_to_last(queries: QuerySet) -> Shortcut:

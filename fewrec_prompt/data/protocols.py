@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.data.columns import Column, Table
 from fewrec_prompt.data.dataset import Dataset
 from fewrec_prompt.data.queries import QuerySet, no_problems
@@ -27,6 +28,7 @@ from fewrec_prompt.types import Interaction, Query
 
 FormName = Literal["labelled", "retrieved"]
 USER, TARGET = Column("user_id", "id"), Column("target", "id")
+LIKED, DISLIKED = 5.0, 1.0  # stars: as ratings 1 and 0 would both be dislikes
 LISTS = tuple(Column(name, "ids", required=False) for name in ("history", "liked", "disliked"))
 
 
@@ -55,9 +57,8 @@ def read_protocol(path: Path, form: FormName, dataset: Dataset, n_users: int | N
         raise DataError(f"{path}: holds no queries")
     asked = cases[:n_users]
     problems = Counter(no_problems(dataset.empty_titles))
-    queries = tuple(
-        _query(case, name, dataset, problems, path) for case, name in zip(asked, _names(asked), strict=True)
-    )
+    names = _names(case.user_id for case in asked)
+    queries = tuple(_query(case, name, dataset, problems, path) for case, name in zip(asked, names, strict=True))
     qrels = {
         query.user_id: frozenset({case.target} if case.is_answer else ())
         for query, case in zip(queries, asked, strict=True)
@@ -65,6 +66,36 @@ def read_protocol(path: Path, form: FormName, dataset: Dataset, n_users: int | N
     training = part_at(dataset, _without(dataset, {(case.user_id, case.target) for case in cases}))
     sources = dict(dataset.sources) | {path.name: table.sha256}
     return QuerySet(queries, qrels, dict(problems), training.popularity, sources, training)
+
+
+def read_untested(path: Path, tested: Path, form: FormName, dataset: Dataset, say: Say = quiet) -> QuerySet:
+    """All queries in a file but those of people who are asked in the file `tested`: protocols that part by time have
+    people on both sides."""
+    people = {query.person for query in read_protocol(tested, form, dataset).queries}
+    whole = read_protocol(path, form, dataset)
+    found = whole.of_people(lambda person: person not in people)
+    if n_left := len(whole.queries) - len(found.queries):
+        say(f"{path.name}: {n_left} of {len(whole.queries)} rows are of people who are tested, and are left out")
+    return found
+
+
+def drawn_rows(draws: Path, rows: Path, n: int, seed: int) -> tuple[str, ...]:
+    """What the queries are called that a protocol has drawn to be learnt from: `n` rows of the file `rows`.
+
+    `draws` has the columns seed, k and train_rows (places from 0, in the order of the draw); of the smallest draw of
+    this seed with `n` rows or more it is the first. Raises DataError where there is none.
+    """
+    table = read_table(draws, [Column("seed", "number"), Column("k", "number"), Column("train_rows", "numbers")])
+    own = [places for one, places in zip(table["seed"], table["train_rows"], strict=True) if one == seed]
+    chosen = min((places for places in own if len(places) >= n), key=len, default=None)
+    if chosen is None:
+        most, seeds = max(map(len, own), default=0), sorted({int(one) for one in table["seed"]})
+        raise DataError(
+            f"{draws}: {n} rows of seed {seed} were asked, but it has {most} of it; its seeds are "
+            f"{', '.join(map(str, seeds))}"
+        )
+    names = _names(read_table(rows, [USER])["user_id"])
+    return tuple(names[int(place)] for place in chosen[:n])
 
 
 def _labelled(path: Path, dataset: Dataset) -> tuple[Table, list[_Case]]:
@@ -80,15 +111,15 @@ def _labelled(path: Path, dataset: Dataset) -> tuple[Table, list[_Case]]:
 
 
 def _marked(table: Table, row: int) -> tuple[tuple[str, float | None], ...]:
-    """History items with 1 for liked and 0 for not."""
+    """History items with LIKED or DISLIKED for a rating: templates ask for more than 3 stars, or 4 at least."""
     if "history" in table.columns and "history_label" in table.columns:
         ids, marks = table["history"][row], table["history_label"][row]
         if len(ids) != len(marks):
             raise DataError(f"{table.place(row, 'history_label')}: {len(marks)} labels beside {len(ids)} history items")
-        return tuple(zip(ids, marks, strict=True))
+        return tuple((item_id, LIKED if mark else DISLIKED) for item_id, mark in zip(ids, marks, strict=True))
     if "liked" in table.columns and "disliked" in table.columns:
         return tuple(
-            (item_id, mark) for name, mark in (("liked", 1.0), ("disliked", 0.0)) for item_id in table[name][row]
+            (item_id, mark) for name, mark in (("liked", LIKED), ("disliked", DISLIKED)) for item_id in table[name][row]
         )
     raise DataError(f"{table.path}: needs the columns history and history_label, or liked and disliked")
 
@@ -128,12 +159,12 @@ def _query(case: _Case, name: str, dataset: Dataset, problems: Counter[str], pat
     return Query(name, history, candidates, dataset.users.get(case.user_id, ()))
 
 
-def _names(cases: Iterable[_Case]) -> list[str]:
+def _names(user_ids: Iterable[str]) -> list[str]:
     seen: Counter[str] = Counter()
     names = []
-    for case in cases:
-        seen[case.user_id] += 1
-        names.append(case.user_id if seen[case.user_id] == 1 else f"{case.user_id}#{seen[case.user_id]}")
+    for user_id in user_ids:
+        seen[user_id] += 1
+        names.append(user_id if seen[user_id] == 1 else f"{user_id}#{seen[user_id]}")
     return names
 
 

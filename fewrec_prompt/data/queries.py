@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from fewrec_prompt.data.training import Training
@@ -31,6 +31,12 @@ class QuerySet:
     def first(self, n: int) -> QuerySet:
         """The same with the first n users only, or all that there are."""
         return replace(self, queries=self.queries[:n])
+
+    def of_people(self, keep: Callable[[str], bool]) -> QuerySet:
+        """The same with the questions of some people only."""
+        queries = tuple(query for query in self.queries if keep(query.person))
+        qrels = {query.user_id: self.qrels[query.user_id] for query in queries if query.user_id in self.qrels}
+        return replace(self, queries=queries, qrels=qrels)
 
     def to_learn_from(self) -> Training:
         """The training part, without anything a user had to do with the own targets; DataError if there is none."""

@@ -111,6 +111,15 @@ def read_queries(
     return QuerySet(queries, qrels, dict(problems), training.popularity, sources(table, *files), training)
 
 
+def named_in(path: Path, queries: QuerySet) -> QuerySet:
+    """The queries of people who have a row in a file. Raises DataError if nobody has."""
+    table = read_table(path, [Column("user_id", "id")])
+    found = queries.of_people(set(table["user_id"]).__contains__)
+    if not found.queries:
+        raise DataError(f"{path}: names none of the {len(queries.queries)} people of this part; look at its user_id")
+    return replace(found, sources=found.sources | {path.name: table.sha256})
+
+
 def write_queries(path: Path, queries: QuerySet, note: Mapping[str, Any] | None = None) -> None:
     """Write a file that `read_queries` reads, with a note of where it is from. Raises StorageError if it cannot.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from fewrec_prompt import assets
 from fewrec_prompt.data.layouts import LAYOUTS, detect, read_dataset
 from fewrec_prompt.data.tables import SUFFIXES
-from fewrec_prompt.errors import DataError, did_you_mean
+from fewrec_prompt.errors import DataError, TaskError, did_you_mean
 from fewrec_prompt.files import write_text
 
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
@@ -107,3 +107,17 @@ def check(name: str, entry: Registered, found: Mapping[str, str]) -> None:
                 f"{str(found.get(file))[:12]}…, then {str(entry.files.get(file))[:12]}…); results would not compare. "
                 f"If the new one is meant: fewrec assets add {name} {entry.folder}"
             )
+
+
+def file_beside(name: str, file: str, *, wanted_by: Path) -> Path:
+    """A file in the folder of a data set that was added, for the task `wanted_by`. Raises TaskError."""
+    added = registered()
+    if name not in added:
+        raise TaskError(
+            f"{wanted_by}: {file} lies in the data set {name!r}, which is not here; {did_you_mean(name, added)} "
+            f"If you have its files: fewrec assets add {name} FOLDER"
+        )
+    path = Path(added[name].folder) / file
+    if not path.is_file():
+        raise TaskError(f"{wanted_by}: no file {path.name} in {path.parent}, where the data set {name!r} lies")
+    return path

@@ -2,10 +2,10 @@
 
 `measure()` gives values per user, `measure_run()` those of a whole run, `measure_all()` both; `check_metrics()` refuses
 names that could not be measured before a model runs for hours. naming.py holds the table of names; ranking.py,
-judging.py and beyond.py the formulae. Importing this package loads numpy and nothing heavier.
+judging.py, questions.py and beyond.py the formulae. Importing this package loads numpy and nothing heavier.
 """
 
-from fewrec_prompt.metrics import beyond, judging, ranking
+from fewrec_prompt.metrics import beyond, judging, questions, ranking
 from fewrec_prompt.metrics.judging import probabilities
 from fewrec_prompt.metrics.measuring import Measured, check_metrics, measure, measure_all, measure_run
 from fewrec_prompt.metrics.naming import (
@@ -18,11 +18,12 @@ from fewrec_prompt.metrics.naming import (
     parse_metric,
     unit_of,
 )
-from fewrec_prompt.metrics.users import Shelf, UserScores
+from fewrec_prompt.metrics.users import Mean, Shelf, UserScores, people_of
 
-FORMULAE = (ranking, judging, beyond)  # importing them fills the table of names
+FORMULAE = (ranking, judging, questions, beyond)  # importing them fills the table of names
 __all__ = [
     "Better",
+    "Mean",
     "Measured",
     "Metric",
     "Shelf",
@@ -36,6 +37,7 @@ __all__ = [
     "metric",
     "metric_names",
     "parse_metric",
+    "people_of",
     "probabilities",
     "unit_of",
 ]

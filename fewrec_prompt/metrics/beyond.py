@@ -1,6 +1,6 @@
 """Which items come up, whoever they are for: coverage, concentration, novelty, diversity, popularity; place in prompt.
 
-No metric here looks at what is relevant, but pooled-AUC. Where scores are tied, an item stands on the first k places
+No metric here looks at what is relevant. Where scores are tied, an item stands on the first k places
 with a chance (ranking.chance_in_top), and a value is the expectation over all orders of tied items; Gini and
 popularity-lift take the expected places. More is not better by itself: a random order covers most and is newest.
 """
@@ -141,29 +141,6 @@ def _popularities(user: UserScores, shelf: Shelf, k: int) -> tuple[float, float]
     counts = np.array([shelf.popularity[item_id] for item_id in user.item_ids])
     taken = np.mean([shelf.popularity[item_id] for item_id in user.history_ids])
     return float((chance * counts).sum() / chance.sum()), float(taken)
-
-
-@metric("pooled-AUC", "none", kind="run")
-def pooled_auc(users: Sequence[UserScores], _shelf: Shelf, groups: Codes, _k: None) -> Statistic:
-    """Chance that a relevant item of any user scores above an item of any user that is not relevant.
-
-    Scores of different users are compared, which AUC never does: a scorer that knows who likes much and nothing of what
-    can have a high one. A relevant item that is no candidate always loses.
-    """
-    sizes = [len(user.scores) for user in users]
-    levels, level = np.unique(np.concatenate([user.scores for user in users]), return_inverse=True)
-    relevant = np.concatenate([user.relevant for user in users])
-    group = np.repeat(groups, sizes)
-    n_relevant = np.bincount(groups, [user.n_relevant for user in users])
-
-    def value(weights: Floats) -> float:
-        weight = weights[group]
-        good = np.bincount(level[relevant], weight[relevant], len(levels))
-        bad = np.bincount(level[~relevant], weight[~relevant], len(levels))
-        n_pairs = (weights @ n_relevant) * bad.sum()
-        return float((good * (np.cumsum(bad) - bad / 2)).sum() / n_pairs) if n_pairs else float("nan")
-
-    return value
 
 
 def _by_item(

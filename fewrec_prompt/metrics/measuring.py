@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewrec_prompt.errors import DataError, FewrecError
-from fewrec_prompt.metrics.naming import Floats, Kind, is_own_name, parse_metric
-from fewrec_prompt.metrics.users import Shelf, UserScores
+from fewrec_prompt.metrics.naming import Floats, Kind, Statistic, is_own_name, parse_metric
+from fewrec_prompt.metrics.users import Mean, Shelf, UserScores, people_of
 from fewrec_prompt.significance import Jackknifed, groups_of
 
 if TYPE_CHECKING:
@@ -76,15 +76,19 @@ def measure(names: Sequence[str], users: Sequence[UserScores], shelf: Shelf = NO
 
 
 def measure_run(names: Sequence[str], users: Sequence[UserScores], shelf: Shelf) -> dict[str, Jackknifed]:
-    """For each metric of a whole run among the names: its value, and the value without each group of users."""
+    """For each metric of a whole run among the names: its value, and the value without each group of people."""
     if not users:
         raise DataError("there is no user to measure")
-    groups = groups_of([user.user_id for user in users])
-    n_groups = int(groups.max()) + 1
-    return {
-        name: Jackknifed.of(parse_metric(name)(users, shelf, groups), n_groups, len(users))
-        for name in _of_kind("run", dict.fromkeys(names))
-    }
+    who, people = people_of([user.user_id for user in users])
+    groups = groups_of(people)[who]
+    statistics = {name: parse_metric(name)(users, shelf, groups) for name in _of_kind("run", dict.fromkeys(names))}
+    return {name: _jackknifed(one, int(groups.max()) + 1, len(users)) for name, one in statistics.items()}
+
+
+def _jackknifed(statistic: Statistic, n_groups: int, n_users: int) -> Jackknifed:
+    if isinstance(statistic, Mean):
+        return Jackknifed.of(statistic, n_groups, statistic.n_known, statistic.n_excluded)
+    return Jackknifed.of(statistic, n_groups, n_users)
 
 
 def _of_kind(kind: Kind, names: Iterable[str]) -> list[str]:

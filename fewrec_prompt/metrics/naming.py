@@ -11,7 +11,8 @@ A metric is entered by `@metric` and is of one of four kinds:
 
 What a metric of kind `items` gives is called name.label, such as `exposure-gap@10.popularity high`.
 
-The formulae stand in ranking.py (ranking), judging.py (yes or no) and beyond.py (which items come up).
+The formulae stand in ranking.py (ranking), judging.py (yes or no), questions.py (AUC over several questions) and
+beyond.py (which items come up).
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from fewrec_prompt.errors import DataError, NumericError
-from fewrec_prompt.metrics.naming import Bools, Floats
+from fewrec_prompt.metrics.naming import Bools, Codes, Floats
 from fewrec_prompt.text import words
-from fewrec_prompt.types import Item
+from fewrec_prompt.types import Item, person_of
 
 TRAITS = ("genres", "genre", "categories", "category", "tags")
 """Fields that say what an item is like, the first one that an item has counts; they hold a list joined by commas."""
@@ -48,12 +48,45 @@ class UserScores:
                 f"user {self.user_id}: {self.relevant.sum()} relevant candidates, but n_relevant is {self.n_relevant}"
             )
 
+    @property
+    def person(self) -> str:
+        """Whose question this is."""
+        return person_of(self.user_id)
+
     @classmethod
     def from_lists(cls, user_id: str, scores: Sequence[float], relevant: Sequence[int], n_relevant: int) -> UserScores:
         """From plain lists, relevance as 0 and 1."""
         if not set(relevant) <= {0, 1}:
             raise DataError(f"user {user_id}: relevance holds {sorted(set(relevant) - {0, 1})}; give 0 or 1")
         return cls(user_id, np.array(scores, dtype=np.float64), np.array(relevant, dtype=np.bool_), n_relevant)
+
+
+def people_of(user_ids: Sequence[str]) -> tuple[Codes, list[str]]:
+    """Whose each question is, as places (n_questions,), and the people in the order in which they first come."""
+    places: dict[str, int] = {}
+    codes = [places.setdefault(person_of(user_id), len(places)) for user_id in user_ids]
+    return np.array(codes, dtype=np.intp), list(places)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mean:
+    """A Statistic: the mean of values, of which each counts as much as its group; NaN is left out and counted."""
+
+    values: Floats  # (n,)
+    groups: Codes  # (n,)
+
+    def __call__(self, weights: Floats) -> float:
+        weight = np.where(np.isnan(self.values), 0.0, weights[self.groups])
+        total = weight.sum()
+        return float((weight * np.nan_to_num(self.values)).sum() / total) if total else float("nan")
+
+    @property
+    def n_excluded(self) -> int:
+        return int(np.isnan(self.values).sum())
+
+    @property
+    def n_known(self) -> int:
+        return len(self.values) - self.n_excluded
 
 
 @dataclass(frozen=True)

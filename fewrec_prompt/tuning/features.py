@@ -6,6 +6,7 @@
 | ROW tokens | the same | tokens of the title and what closes it |
 | ROW score | any other row | its verbalizer's: nats, or stars |
 | ROW twin | a row with a calibration | what the row scores without the history |
+| history rating | questions of one candidate | the mean rating of the history; of likes and dislikes the share liked |
 | popularity | the training part, where it is allowed | log(1 + interactions) |
 
 ROW is what the table calls the row.
@@ -21,7 +22,7 @@ from fewrec_prompt.recommender import Answers, Recommender
 from fewrec_prompt.tuning.mix import Floats
 from fewrec_prompt.types import Query
 
-POPULARITY = "popularity"
+POPULARITY, HISTORY = "popularity", "history rating"
 
 
 def features_of(row: str, recommender: Recommender, answers: Answers) -> dict[str, Floats]:
@@ -48,6 +49,11 @@ def prior_of(row: str, recommender: Recommender) -> dict[str, float]:
     if recommender.calibration.needs_twin:
         prior[f"{row} twin"] = -recommender.calibration.alpha
     return prior
+
+
+def history_of(query: Query) -> dict[str, Floats]:
+    """How much of the history was liked, the same for all candidates: it counts where questions are compared."""
+    return {HISTORY: np.full(len(query.candidates), query.mean_rating or 0.0)}
 
 
 def popularity_of(query: Query, counts: Mapping[str, int]) -> dict[str, Floats]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -67,11 +67,16 @@ class Mix:
 def fit(examples: Sequence[Example], logged: Sequence[Features], prior: Mapping[str, float]) -> Mix:
     """The mix that these people's answers speak for, near `prior`: weights by feature name, 0 where not named.
 
+    Likes and dislikes of single candidates are choices between the candidate and the mean of all of them, which is
+    logistic regression on what a candidate is off that mean.
+
     Scores keep their order when all weights grow, so of the prior only the direction is meant: its scale is fitted
     first and is no distance. Distances are in standard deviations of a feature within a person's candidates.
     Deterministic; 5 ms for 4 people, 0.3 s for 256. Raises DataError for nobody, for features that differ
     between people, for more than MOST of them, and for a prior over none of them.
     """
+    if all(len(example.query.candidates) == 1 for example in examples):
+        examples, logged = _against_the_mean(examples, logged)
     names = _checked(examples, logged, prior)
     problem, spread = _problem(examples, logged, names)
     direction = np.array([prior.get(name, 0.0) for name in names]) * spread
@@ -93,6 +98,15 @@ def fit(examples: Sequence[Example], logged: Sequence[Features], prior: Mapping[
         prior_loss=float(means[0]),
         n_users=len(examples),
     )
+
+
+def _against_the_mean(examples: Sequence[Example], logged: Sequence[Features]) -> tuple[list[Example], list[Features]]:
+    """Each judged candidate beside one of mean features, which is right where the candidate was not liked."""
+    means = {name: np.mean([features[name] for features in logged]) for name in (logged[0] if logged else ())}
+    beside = [{name: np.append(values, means[name]) for name, values in features.items()} for features in logged]
+    queries = [replace(one.query, candidates=one.query.candidates * 2) for one in examples]
+    pairs = zip(queries, examples, strict=True)
+    return [Example(query, (0,) if one.relevant else (1,)) for query, one in pairs], list(beside)
 
 
 def _shares(losses: Sequence[float]) -> Floats:

@@ -12,7 +12,7 @@ import torch
 from fewrec_prompt.errors import AdapterError
 from fewrec_prompt.recommender import Answers, Recommender
 from fewrec_prompt.tuning import adapters
-from fewrec_prompt.tuning.features import features_of, popularity_of
+from fewrec_prompt.tuning.features import HISTORY, features_of, history_of, popularity_of
 from fewrec_prompt.tuning.mix import Features, Floats, Mix
 from fewrec_prompt.types import Query, Ranking
 
@@ -38,7 +38,7 @@ class MixRecommender:
 
     def scores(self, query: Query, answers: Sequence[Answers]) -> Floats:
         """Scores (n_candidates,) from what each row was answered."""
-        return self.mix.scores(all_features(self.rows, query, answers, self.counts))
+        return self.mix.scores(all_features(self.rows, query, answers, self.counts, history=HISTORY in self.mix.names))
 
 
 def all_features(
@@ -46,11 +46,14 @@ def all_features(
     query: Query,
     answers: Sequence[Answers],
     counts: Mapping[str, int] | None = None,
+    *,
+    history: bool = False,
 ) -> Features:
-    """The features of a query that several rows were asked; with counts popularity, too."""
+    """The features of a query that several rows were asked; with counts popularity, too, and what the history says."""
     found: dict[str, Floats] = {}
     for (name, row), own in zip(rows.items(), answers, strict=True):
         found |= features_of(name, row, own)
+    found |= history_of(query) if history else {}
     return found | (popularity_of(query, counts) if counts is not None else {})
 
 

@@ -1,0 +1,161 @@
+"""The table and the picture of a study, made of its cells alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fewrec_prompt import charts
+from fewrec_prompt.cells import ZERO, Cell, statistic
+from fewrec_prompt.display import figure, points
+from fewrec_prompt.errors import RunError
+from fewrec_prompt.significance import Bootstrapped
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the table: a metric of a method with so many people, over its seeds. Fractions.
+
+    The difference is to the row that is compared with.
+    """
+
+    method: str
+    shots: int
+    n_seeds: int
+    metric: str
+    value: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    n_people: int  # who are tested and have a value
+    n_excluded: int
+    n_weights: int
+    train_seconds: float
+    ms_per_user: float
+
+
+def table(cells: Sequence[Cell], metrics: Sequence[str], seed: int, against: str = ZERO) -> list[Line]:
+    """A line for each method, number of people and metric: the mean over seeds, with intervals over test people.
+
+    Intervals say what other people would have given, each with all own questions, not what other seeds would have;
+    differences to the row `against` are paired by person.
+    """
+    (base,) = (cell for cell in cells if cell.method == against)
+    groups: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        if cell.user_ids != base.user_ids:
+            raise RunError(f"cell {cell.name}: is over other users than the rest; remove it to run it again")
+        groups.setdefault((cell.method, cell.shots), []).append(cell)
+    bases = {metric: _over_people(base, metric, seed) for metric in metrics}
+    return [_line(group, metric, bases[metric], seed) for group in groups.values() for metric in metrics]
+
+
+def _over_people(cell: Cell, metric: str, seed: int) -> Bootstrapped:
+    told = statistic(cell, metric)
+    return Bootstrapped.of(told.of, told.n_people, seed, told.n_excluded)
+
+
+def _line(cells: Sequence[Cell], metric: str, base: Bootstrapped, seed: int) -> Line:
+    number = Bootstrapped.mean([_over_people(cell, metric, seed) for cell in cells])
+    own, gap = number.interval(), (number - base).interval()
+    return Line(
+        cells[0].method,
+        cells[0].shots,
+        len(cells),
+        metric,
+        own.value,
+        own.low,
+        own.high,
+        gap.value,
+        gap.low,
+        gap.high,
+        own.n_users,
+        own.n_excluded,
+        cells[0].n_weights,
+        float(np.mean([cell.train_seconds for cell in cells])),
+        float(np.mean([cell.ms_per_user for cell in cells])),
+    )
+
+
+def picture(lines: Sequence[Line], task: str, against: str = ZERO) -> str:
+    """A page with the curves of each metric as pictures: no script, no network."""
+    rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in shown(line, against))}</tr>" for line in lines)
+    return _PAGE.format(
+        title=f"fewrec-prompt: {task}, zero against few shots",
+        style=charts.STYLE,
+        drawn="".join(_curves([line for line in lines if line.metric == metric], metric) for metric in _metrics(lines)),
+        table=f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads(against))}</tr>{rows}</table>",
+    )
+
+
+def _curves(lines: Sequence[Line], metric: str) -> str:
+    """What learns nothing is level over all numbers of people."""
+    every = sorted({line.shots for line in lines} - {0})
+    series = []
+    for method in dict.fromkeys(line.method for line in lines):
+        own = sorted((line for line in lines if line.method == method), key=lambda line: line.shots)
+        at = [(line, line.shots) for line in own] if own[0].shots else [(own[0], shots) for shots in every]
+        series.append(charts.Series(method, tuple(_point(line, shots) for line, shots in at)))
+    x = charts.Axis("people learnt from, each step twice as many", lambda at: f"{2**at:.0f}")
+    y = charts.Axis(metric, lambda value: figure(metric, value))
+    return charts.lines(f"{metric} by people learnt from", "means and 95 % intervals over test users", series, x, y)
+
+
+def heads(against: str = ZERO) -> tuple[str, ...]:
+    """What stands above the columns of `shown`."""
+    compared = (f"− {against}", "95 % paired")
+    return ("method", "people", "seeds", "metric", "value", "95 %", *compared, "weights", "training s", "ms/user")
+
+
+def left_out(lines: Sequence[Line]) -> list[str]:
+    """For each metric that some people have no value of, how many; the most over all methods."""
+    found = {metric: max(line.n_excluded for line in lines if line.metric == metric) for metric in _metrics(lines)}
+    n_all = lines[0].n_people + lines[0].n_excluded
+    return [f"{metric}: {n} of {n_all} people have no value and are left out" for metric, n in found.items() if n]
+
+
+def _metrics(lines: Sequence[Line]) -> list[str]:
+    return list(dict.fromkeys(line.metric for line in lines))
+
+
+def shown(line: Line, against: str = ZERO) -> tuple[str, ...]:
+    """A line of the table as text; see `heads`."""
+    metric, gap, learns = line.metric, line.method != against, line.shots > 0
+    return (
+        line.method,
+        str(line.shots) if learns else "–",
+        str(line.n_seeds),
+        metric,
+        figure(metric, line.value),
+        f"{figure(metric, line.low)} to {figure(metric, line.high)}",
+        points(metric, line.difference, signed=True) if gap else "–",
+        f"{points(metric, line.difference_low, signed=True)} to {points(metric, line.difference_high, signed=True)}"
+        if gap
+        else "–",
+        f"{line.n_weights:,}" if learns else "–",
+        f"{line.train_seconds:.1f}" if learns else "–",
+        f"{line.ms_per_user:.0f}",
+    )
+
+
+def _point(line: Line, shots: int) -> charts.Point:
+    return charts.Point(float(np.log2(shots)), line.value, line.low, line.high)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+:root {{ color-scheme: light dark; --ink: light-dark(#1b1b1f, #e6e6ea); --soft: light-dark(#5d5d66, #a4a4ad);
+  --line: light-dark(#e3e3e8, #36363c); --paper: light-dark(#ffffff, #18181b);
+  --s0: #8a8a93; --s1: #2f6fd0; --s2: #d0602f; --s3: #2f9e63; --s4: #9a4fc4; --s5: #b8912a; }}
+body {{ margin: 2rem auto; max-width: 60rem; padding: 0 1rem; font: 16px system-ui, sans-serif; color: var(--ink);
+  background: var(--paper); }}
+.wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+td, th {{ padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }}
+td:first-child, th:first-child {{ text-align: left; }}
+{style}</style></head><body><h1>{title}</h1>{drawn}<div class="wide">{table}</div></body></html>
+"""
