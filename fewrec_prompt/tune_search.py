@@ -17,6 +17,7 @@ from fewrec_prompt import tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
+from fewrec_prompt.display import MAIN, main_metric
 from fewrec_prompt.errors import DataError, RunError
 from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.few_shot import default_row, fitting, recommender_of, shots_of, trainable, tune_task
@@ -52,7 +53,6 @@ def search(
     trials: int,
     *,
     row: RowSettings | None = None,
-    metric: str = "nDCG@10",
     numerics: Numerics = AUTO,
     backend: Backend | None = None,
     say: Say = quiet,
@@ -70,7 +70,7 @@ def search(
             f"a search chooses on people held out of the shots, and of {shots}, {settings.held_out:g} held out, there "
             f"are none; give {SMALLEST_SPLIT} shots at least"
         )
-    row = row or default_row(task)
+    row, metric = row or default_row(task), main_metric(task.metrics) or MAIN
     backend = backend or load_backend(task, numerics, say)
     folder = out.with_name(f"{out.name}.search")
     _claim(folder, {"task": task.name, "row": row.model_dump(mode="json"), "shots": shots, **settings.to_dict()})

@@ -434,7 +434,7 @@ def test_a_labelled_row_is_a_query_with_one_candidate_and_perhaps_no_answer(fold
     assert [query.user_id for query in found.queries] == ["u0", "u0#2", "u1"]
     assert [[item.id for item in query.candidates] for query in found.queries] == [["2"], ["3"], ["2"]]
     assert found.qrels == {"u0": {"2"}, "u0#2": frozenset(), "u1": frozenset()}
-    assert [taken.rating for taken in found.queries[0].history] == [1, 0]
+    assert [taken.rating for taken in found.queries[0].history] == [5, 1]
     assert found.training is not None
     part = found.training
     learnt = {(part.user_ids[user], part.item_ids[code]) for user, code in zip(part.users, part.codes, strict=True)}

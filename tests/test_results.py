@@ -26,7 +26,7 @@ OTHERS = (
     "movielens-100k",
     "nir-ml-100k",
 )
-NOT_RUN = dict.fromkeys((*OTHERS, "tallrec-movie"), "no data")
+NOT_RUN = dict.fromkeys((*OTHERS, "tallrec-movie", "tallrec-movie-valid"), "no data")
 
 
 @pytest.fixture(scope="module")
