@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from fewrec_prompt import tasks
 from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.precision import Numerics
+from fewrec_prompt.cells import read_cell
 from fewrec_prompt.cli import app
-from fewrec_prompt.curve import curve, read_cell
+from fewrec_prompt.curve import curve
 from fewrec_prompt.data.registered import add
 from fewrec_prompt.errors import AdapterError, DataError, FewrecError, ModelError, NumericError, VerbalizerError
 from fewrec_prompt.evaluation import Options, evaluate

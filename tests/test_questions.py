@@ -274,8 +274,8 @@ def test_a_curve_over_rows_has_the_shortcut_and_both_metrics(model: Path, tmp_pa
 
 
 def test_only_people_whom_the_file_names_are_learnt_from(folder: Path) -> None:
-    pq.write_table(pa.table({"user_id": ["u1", "u2", "u2", "u3", "nobody"]}), folder / "named.parquet")
-    lines = '[data]\ndataset = "films"\nusers = 6\ncandidates = 2\nhistory = 3\n'
+    pq.write_table(pa.table({"user_id": ["u1", "u2", "u2", "u3", "u4", "nobody"]}), folder / "named.parquet")
+    lines = '[data]\ndataset = "films"\nusers = 2\ncandidates = 2\nhistory = 3\n'
     plain, named = folder / "plain.toml", folder / "named.toml"
     plain.write_text(lines)
     named.write_text(lines + 'learn_from = "named.parquet"\n')
@@ -283,7 +283,7 @@ def test_only_people_whom_the_file_names_are_learnt_from(folder: Path) -> None:
     assert test.queries == same.queries, "who is tested stays as it was"
     others = {query.person for query in tasks.load_queries(tasks.load_task(plain), "selection").queries}
     found = {query.person for query in tasks.load_queries(tasks.load_task(named), "selection").queries}
-    assert found == others & {"u1", "u2", "u3"}
+    assert found == others & {"u1", "u2", "u3", "u4"}
 
 
 SHIPPED = {"amazon-office": ("amazon-office",), "tallrec-movie-valid": ("ml-100k-published",)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,7 +53,7 @@ def curve(
     folder = out or Path("curves") / found.name
     tuning = {"epochs": epochs, "negatives": negatives, "held_out": held_out}
     row = None if prompt is None else RowSettings(prompt=prompt)
-    about = {"row": row, "metrics": metric, "against": against, "settings": tuning}
+    about: dict[str, Any] = {"row": row, "metrics": metric, "against": against, "settings": tuning}
     with resumable():
         lines = run(found, methods, shots, seeds, folder, **about, numerics=Numerics(precision, device), say=say)
     print_lines([heads(against), *(shown(line, against) for line in lines)])
