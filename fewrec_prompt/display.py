@@ -8,6 +8,7 @@ from typing import Any
 from fewrec_prompt.metrics import unit_of
 
 MAIN = "nDCG@10"
+LEFT_OUT = "people without "  # begins a note of a row: how many have no value of the metric that it names
 
 
 def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

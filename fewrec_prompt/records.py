@@ -15,6 +15,7 @@ from typing import Any
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.calibration import TRANSDUCTIVE
 from fewrec_prompt.data.queries import QuerySet
+from fewrec_prompt.display import LEFT_OUT
 from fewrec_prompt.metrics import Measured
 from fewrec_prompt.rendering import Render
 from fewrec_prompt.scoring import Row, Scored
@@ -103,10 +104,13 @@ def rows(scored: Sequence[Scored], measured: Mapping[str, Measured], seed: int) 
     intervals = bootstrap_intervals(columns, seed)  # users are drawn once for all rows
     for row in scored:
         intervals |= {(row.name, name): one.interval() for name, one in measured[row.name].of_run.items()}
-    return [_row(row, {name: intervals[row.name, name] for name in measured[row.name].names}) for row in scored]
+    return [
+        _row(row, {name: intervals[row.name, name] for name in measured[row.name].names}, measured[row.name])
+        for row in scored
+    ]
 
 
-def _row(scored: Scored, intervals: Mapping[str, Interval]) -> dict[str, Any]:
+def _row(scored: Scored, intervals: Mapping[str, Interval], measured: Measured) -> dict[str, Any]:
     settings = scored.settings
     return {
         "name": scored.name,
@@ -122,8 +126,13 @@ def _row(scored: Scored, intervals: Mapping[str, Interval]) -> dict[str, Any]:
         "ms_per_user": scored.ms_per_user,
         "metrics": {name: interval(one) for name, one in intervals.items()},
         "about": scored.about,
-        "notes": dict(scored.notes or {}),
+        "notes": {**(scored.notes or {}), **_left_out(measured)},
     }
+
+
+def _left_out(measured: Measured) -> dict[str, float]:
+    """People whom a metric of the whole run has no value of."""
+    return {f"{LEFT_OUT}{name}": float(one.n_excluded) for name, one in measured.of_run.items() if one.n_excluded}
 
 
 def interval(found: Interval) -> dict[str, float | None]:

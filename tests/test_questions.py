@@ -17,6 +17,7 @@ from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.baselines import BASELINES
 from fewrec_prompt.cells import ZERO, Cell, read_cell, statistic, write_cell
+from fewrec_prompt.cli.console import print_table
 from fewrec_prompt.curve import curve
 from fewrec_prompt.curve_table import left_out, shown, table
 from fewrec_prompt.data.registered import add
@@ -25,7 +26,7 @@ from fewrec_prompt.errors import DataError, FewrecError, RunError
 from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.few_shot import check_apart, shots_of, tune_task
 from fewrec_prompt.metrics import Shelf, UserScores, measure_run
-from fewrec_prompt.recommender import Render
+from fewrec_prompt.rendering import Render
 from fewrec_prompt.significance import Bootstrapped
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.examples import Example
@@ -157,7 +158,7 @@ prompt = "films-judge-tallrec"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Seven films; 40 rows of ten people to learn from, ten rows of four people to test, of whom one is in both."""
+    """Seven films; 40 rows of ten people to learn from, nine of four people to test, of whom one is in both."""
     monkeypatch.setenv("FEWREC_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     made = tmp_path / "films"
@@ -167,7 +168,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     taken = "".join(f"u{user},{item},{place + 1},{1_500_000_000 + place}\n" for user, item, place in pairs)
     (made / "interactions.csv").write_text("user_id,item_id,rating,timestamp\n" + taken)
     write_rows(made / "rows-train.parquet", [f"u{n % 10}" for n in range(40)])
-    write_rows(made / "rows-valid.parquet", [f"u{9 + n % 4}" for n in range(10)])
+    write_rows(made / "rows-valid.parquet", [f"u{9 + n % 4}" for n in range(9)])
     draws = {"seed": [0, 0, 1], "k": [4, 8, 8], "train_rows": [[11, 9, 2, 21], [11, 9, 2, 21, 31, 4, 14, 0], [7] * 8]}
     pq.write_table(pa.table(draws), made / "draws.parquet")
     add("films", made)
@@ -248,7 +249,9 @@ def test_training_stops_by_the_metric_of_the_task(model: Path, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_curve_over_rows_has_the_shortcut_and_both_metrics(model: Path, tmp_path: Path) -> None:
+def test_a_curve_over_rows_has_the_shortcut_and_both_metrics(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     backend = causal.load(str(model), Numerics("fp32", "cpu"))
     methods = [ZERO, "share-liked", "mix", "lora"]
     settings = {"epochs": 1, "held_out": 0.25}
@@ -265,6 +268,10 @@ def test_a_curve_over_rows_has_the_shortcut_and_both_metrics(model: Path, tmp_pa
     for place, name in ((0, "films-judge-tallrec"), (2, "share-liked")):
         for line in lines[place : place + 2]:
             assert line.value == pytest.approx(by_name[name][line.metric]["value"]), (name, line.metric)
+    assert {row["notes"].get("people without user-AUC", 0) for row in run.rows} == {1} == {lines[1].n_excluded}
+    print_table(run.record)
+    said = capsys.readouterr().out
+    assert "people without user-AUC, who are left out of it: 1" in said
     assert "<svg" in (tmp_path / "out" / "curve.html").read_text()
     with pytest.raises(FewrecError, match="no row 'popularity' to compare with"):
         curve(task_of(model), methods, [4], 1, tmp_path / "out", metrics=BOTH, against="popularity", backend=backend)

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from fewrec_prompt.comparison import Comparison, Pair, interval
-from fewrec_prompt.display import figure, main_metric, metric_names, milliseconds, points, span
+from fewrec_prompt.display import LEFT_OUT, figure, main_metric, metric_names, milliseconds, points, span
 from fewrec_prompt.redaction import without_secrets
 from fewrec_prompt.scoring import Progress
 
@@ -79,6 +79,9 @@ def print_table(record: Mapping[str, Any]) -> None:
         heads += [name, "95 %"] if name == main else [name]
     print_lines([[*heads, "ms/user"], *(_cells(row, names, main) for row in record["rows"])])
     _print_position_bias(record["rows"])
+    for note, n in {note: n for row in record["rows"] for note, n in row.get("notes", {}).items()}.items():
+        if note.startswith(LEFT_OUT):
+            typer.echo(f"\n{note}, who are left out of it: {n:g}")
 
 
 def _print_position_bias(rows: Sequence[Mapping[str, Any]]) -> None:
