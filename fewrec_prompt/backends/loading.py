@@ -32,7 +32,21 @@ def load_weights(auto: Any, files: ModelFiles, mode: NumericMode) -> Any:
     # transformers fills what a checkpoint lacks with random numbers and goes on.
     if lacking := sorted(found["missing_keys"]):
         raise ModelError(f"{files.name}: {len(lacking)} weights are missing in {files.folder}, such as {lacking[0]!r}")
+    if mode.precision == "int4" and mode.device == "cpu":
+        _keep_four_bits_as_they_are(model)
     return model
+
+
+def _keep_four_bits_as_they_are(model: Any) -> None:
+    """Forbid bitsandbytes to lay out 4-bit weights anew at the first question, as it does where a CPU has bf16.
+
+    No gradient flows through that layout, and nothing but a warning says so. For a pack of questions it is no faster.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def load_tokenizer(name: str, folder: Path) -> Any:

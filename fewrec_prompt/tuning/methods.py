@@ -238,6 +238,13 @@ class AdaptiveRank(LowRank):
         pattern = self._peft.peft_config[self.name].rank_pattern or {}
         return {name: sum(kept) for name, kept in pattern.items()}
 
+    def config(self) -> dict[str, Any]:
+        """Its ranks under the names of the layers alone, as PEFT reads them."""
+        found = super().config()
+        pattern = found["rank_pattern"] or {}
+        own = {name.removesuffix(f".{self.name}"): kept for name, kept in pattern.items()}
+        return found | {"rank_pattern": own or None}
+
     def penalty(self) -> torch.Tensor:
         """How far P and Q of W = PΛQ are from orthogonal: equation 4 of the paper, weighted as PEFT does."""
         parts = [self._apart(name, weights) for name, weights in self.parameters().items() if "lora_E" not in name]

@@ -137,8 +137,21 @@ def _low_rank(adapter: Adapter, backend: CausalBackend) -> CausalBackend:
             f"{found.get(wrong[0], 'missing')} for {expected.get(wrong[0], 'none')}"
         )
     set_peft_model_state_dict(peft, dict(adapter.tensors), adapter_name=name)
+    _in_fp32(backend.model, name, adapter.tensors)
     backend.switch.use(None)
     return backend.view(adapter_name=name, adapter=adapter.sha256)
+
+
+def _in_fp32(model: Any, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give an adapter its weights once more: settling AdaLoRA's ranks, PEFT rounds all to what the model is in."""
+    own = {
+        ".".join(part for part in place.split(".") if part != name): weights
+        for place, weights in model.named_parameters()
+        if name in place.split(".")
+    }
+    learnt = {key.removeprefix("base_model.model."): values for key, values in tensors.items()}
+    for place, weights in own.items():
+        weights.data = learnt.get(place, weights.data).to(weights.device, torch.float32)
 
 
 def _full(adapter: Adapter, backend: CausalBackend) -> CausalBackend:

@@ -1,0 +1,65 @@
+"""What is learnt on weights of 8 and 4 bits: through the kernels that answer, and read back to the same scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from _tiny import FILMS, model, tokenizer
+from test_tuning import examples, settings
+
+from fewrec_prompt.backends import causal, precision
+from fewrec_prompt.backends.precision import Numerics
+from fewrec_prompt.errors import ModelError
+from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.tuning import adapters
+from fewrec_prompt.tuning.loop import tune
+
+METHODS = ("soft-prompt", "p-tuning", "prefix", "lora", "adalora")
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama whose layers are as wide as a block of 4-bit weights."""
+    made = tmp_path_factory.mktemp("model")
+    model("llama", n_words=len(tokenizer()), **WIDE).save_pretrained(made)
+    tokenizer().save_pretrained(made)
+    return made
+
+
+@pytest.fixture(params=["int8", "int4"])
+def few_bits(request: pytest.FixtureRequest, folder: Path) -> Recommender:
+    if why := precision._missing(request.param, "cpu"):
+        pytest.skip(f"this machine cannot: {why}")
+    template, reader, calibration = choose("films-complete", None, "none", None, None)
+    backend = causal.load(str(folder), Numerics(request.param, device="cpu"))
+    return Recommender(template, reader, backend, FILMS, calibration)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_falls_after_the_model_has_answered(few_bits: Recommender, method: str) -> None:
+    """Its first answer is what made bitsandbytes lay out 4-bit weights so that no gradient came through."""
+    few_bits.rank(examples()[0].query)
+    tuned = tune(few_bits, examples(), settings(method, epochs=8))
+    assert tuned.passes[-1].loss < tuned.passes[1].loss - 5e-4
+    assert {weights.dtype for weights in tuned.learner.parameters().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_was_learnt_scores_the_same_when_it_is_read_back(
+    few_bits: Recommender, method: str, tmp_path: Path
+) -> None:
+    tuned = tune(few_bits, examples(), settings(method, epochs=2))
+    query = examples()[0].query
+    expected = tuned.recommender.scores(tuned.recommender.answers(query))
+    bound, config = adapters.bindings(few_bits), tuned.learner.config()
+    adapters.save(tmp_path / "a", method, bound, tuned.learner.export(), config=config, about={}, probes=[])
+    again = few_bits.adapted(tmp_path / "a")
+    assert again.scores(again.answers(query)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_weights_of_few_bits_themselves_are_not_trained(few_bits: Recommender) -> None:
+    with pytest.raises(ModelError, match="takes fp32, and this model is in int"):
+        tune(few_bits, examples(), settings("full"))
