@@ -265,7 +265,9 @@ def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
                 say=study.say,
             )
         about = _about(folder)
-        row = RowSettings(**about["row"])  # without its calibration where a classifier was learnt
+        row = RowSettings(
+            **about["tasks"][study.task.name]["row"]
+        )  # without its calibration where a classifier was learnt
         recommender = recommender_of(study.task, row, backend).adapted(folder)
         kept = replace(recommender, backend=Kept(recommender.backend, study.cache))  # type: ignore[arg-type]  # all of a Backend
         note = "" if about["learned"] else "did not learn"

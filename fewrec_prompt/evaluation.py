@@ -90,26 +90,31 @@ class Options:
         if self.users is not None and self.users < 1:
             raise TaskError(f"{self.users} users were asked; ask for one at least")
         names = None if self.metrics is None else tuple(map(from_here, self.metrics))
-        changes: dict[str, Any] = {"rows": self._rows(), "metrics": names, "model": self.model, "seed": self.seed}
+        changes: dict[str, Any] = {
+            "rows": self._rows(task.name),
+            "metrics": names,
+            "model": self.model,
+            "seed": self.seed,
+        }
         changes["baselines"] = self.baselines if self.control is None else ()
-        changes["ensembles"] = self._ensembles(task.settings.ensembles)
+        changes["ensembles"] = self._ensembles(task)
         settings = task.settings.model_copy(update={key: value for key, value in changes.items() if value is not None})
         if self.users is not None or self.candidates is not None:
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"users": self.users})})
         return replace(task, settings=settings)
 
-    def _rows(self) -> tuple[RowSettings, ...] | None:
+    def _rows(self, task: str) -> tuple[RowSettings, ...] | None:
         """The rows that were asked for, then those of adapters; alone, these bring the row they were learnt from."""
         if not self.adapters:
             return self.rows
-        learnt = [row_of(folder) for folder in self.adapters if not members_of(folder)]
+        learnt = [row_of(folder, task) for folder in self.adapters if not members_of(folder)]
         mixed = [row for folder in self.adapters for row in members_of(folder)]
         bases = [row.model_copy(update={"adapter": None}) for row in learnt]
         return (*(self.rows or dict.fromkeys((*bases, *mixed))), *learnt)
 
-    def _ensembles(self, own: tuple[EnsembleSettings, ...]) -> tuple[EnsembleSettings, ...]:
+    def _ensembles(self, task: Task) -> tuple[EnsembleSettings, ...]:
         """The ensembles that were asked for, or the task's own beside its own rows; then those of learnt mixes."""
-        asked = self.ensembles or (() if self._rows() is not None else own)
+        asked = self.ensembles or (() if self._rows(task.name) is not None else task.settings.ensembles)
         groups = [(folder, members_of(folder)) for folder in self.adapters]
         mixes = [EnsembleSettings(members=members, mix=str(folder)) for folder, members in groups if members]
         return (*asked, *mixes)
@@ -175,11 +180,13 @@ def members_of(folder: Path) -> tuple[RowSettings, ...]:
     return tuple(RowSettings(**row) for row in read(folder).about.get("members", ()))
 
 
-def row_of(folder: Path) -> RowSettings:
-    """The row that an adapter was learnt with, with the adapter."""
+def row_of(folder: Path, task: str | None = None) -> RowSettings:
+    """The row that an adapter was learnt with for the task, or for its first one, with the adapter."""
     from fewrec_prompt.tuning.adapters import read
 
-    return RowSettings(**dict(read(folder).about["row"]) | {"adapter": str(folder)})
+    learnt = read(folder).about["tasks"]
+    own = learnt.get(task) or next(iter(learnt.values()))
+    return RowSettings(**dict(own["row"]) | {"adapter": str(folder)})
 
 
 EARLY_SECONDS = 4.0

@@ -1,13 +1,13 @@
-"""Adapt a task's recommender to a few of its people: which people, then training, then a folder with what was learnt.
+"""Adapt recommenders to a few people of their tasks: which people, then training, then a folder with what was learnt.
 
-People who are learnt from, or looked at to stop in time, are never among those a task tests; shots of one seed for
-fewer people are among those for more. What learns stands in tuning/.
+People who are learnt from, or looked at to stop in time, are never among those that a task tests, nor those that a task
+beside it does; shots of one seed for fewer people are among those for more. What learns stands in tuning/.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,12 @@ from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.examples import Example, drawn, examples_of, parted
-from fewrec_prompt.tuning.loop import Earlier, Tuned, Watch, speaks, tune, wait_for_all
+from fewrec_prompt.tuning.lessons import Lesson
+from fewrec_prompt.tuning.loop import Earlier, Watch, speaks, tune_together, wait_for_all
 from fewrec_prompt.tuning.losses import LossName
+from fewrec_prompt.tuning.outcome import Tuned
 from fewrec_prompt.tuning.settings import CLASSIFIERS, Settings
+from fewrec_prompt.tuning.tracking import Tracker, Tracking
 from fewrec_prompt.types import Demo
 
 WATCHED = 128  # rows that early stopping looks at, beside those that a protocol has drawn to learn from
@@ -52,23 +55,33 @@ class Shots:
     held_out: tuple[Example, ...]
     queries: QuerySet
 
+    def holding_out(self, people: Set[str]) -> Shots:
+        """The same with these people among those held out."""
+        moved = tuple(one for one in self.learnt if one.query.person in people)
+        rest = tuple(one for one in self.learnt if one.query.person not in people)
+        return replace(self, learnt=rest, held_out=self.held_out + moved)
+
     @property
     def loss(self) -> LossName:
         """The loss that these answers ask for: likes and dislikes of single items are read by themselves."""
         return "binary" if all(len(one.query.candidates) == 1 for one in self.learnt) else "listwise"
 
 
-def shots_of(task: Task, n: int, seed: int = 0, *, held_out: float = 0.0, say: Say = quiet) -> Shots:
+def shots_of(
+    task: Task, n: int, seed: int = 0, *, held_out: float = 0.0, without: Set[str] = frozenset(), say: Say = quiet
+) -> Shots:
     """`n` people of the task to learn from, drawn by the seed; of them a share is held out.
 
     They are those of its part "train" where it names one, else of "selection": all who are not tested. Where a protocol
-    has drawn rows, all of those are learnt from, and WATCHED rows of other people are held out if any share is. Raises
-    DataError for more than there are.
+    has drawn rows, all of those are learnt from, and WATCHED rows of other people are held out if any share is. Nobody
+    of `without` is among them. Raises DataError for more than there are.
     """
     queries = tasks.load_queries(task, _part(task), say=say)
-    examples = examples_of(queries)
+    examples = [one for one in examples_of(queries) if one.query.person not in without]
     prescribed = tasks.prescribed_shots(task, n, seed)
     if prescribed is None:
+        if n > len(examples):
+            raise DataError(f"{task.name}: {n} shots were asked, but there are {len(examples)} people; ask for fewer")
         learnt, held = parted(drawn(examples, n, seed), held_out, seed)
         return Shots(learnt, held, queries)
     known = {example.query.user_id: example for example in examples}
@@ -78,6 +91,31 @@ def shots_of(task: Task, n: int, seed: int = 0, *, held_out: float = 0.0, say: S
     people = {example.query.person for example in learnt}
     others = [example for example in examples if example.query.person not in people]
     return Shots(learnt, drawn(others, min(WATCHED, len(others)), seed) if held_out else (), queries)
+
+
+def shots_together(
+    group: Sequence[Task], numbers: Sequence[int], seed: int = 0, *, held_out: float = 0.0, say: Say = quiet
+) -> list[Shots]:
+    """So many people of each task. Who is tested or held out in one task is learnt from in none.
+
+    People are told apart by their ids, so in tasks over other data somebody of the same id is left out, too. Raises
+    DataError as `shots_of`, and where all people of a task are held out in others.
+    """
+    tested = [_tested(task, say) if len(group) > 1 else frozenset() for task in group]
+    found = []
+    for task, n in zip(group, numbers, strict=True):
+        others = frozenset[str]().union(*(people for one, people in zip(group, tested, strict=True) if one is not task))
+        found.append(shots_of(task, n, seed, held_out=held_out, without=others, say=say))
+    held = {one.query.person for shots in found for one in shots.held_out}
+    apart = [shots.holding_out(held) for shots in found]
+    for task, shots in zip(group, apart, strict=True):
+        if not shots.learnt:
+            raise DataError(f"{task.name}: everybody is held out, here or in another task; ask for more shots")
+    return apart
+
+
+def _tested(task: Task, say: Say) -> frozenset[str]:
+    return frozenset(query.person for query in tasks.load_queries(task, say=say).queries)
 
 
 def _part(task: Task) -> Split:
@@ -123,47 +161,53 @@ def trainable(backend: Backend, method: str, task: Task, say: Say = quiet) -> Ba
 def tune_task(
     task: Task | str | Path,
     settings: Settings,
-    shots: int,
+    shots: int | Sequence[int],
     out: Path,
     *,
+    also: Sequence[Task | str | Path] = (),
     row: RowSettings | None = None,
     earlier: Round | None = None,
     numerics: Numerics = AUTO,
     backend: Backend | None = None,
+    track: Sequence[Tracker] = (),
     watch: Watch | None = None,
     say: Say = quiet,
 ) -> Tuned:
     """Learn from `shots` people of a task and write what was learnt to the folder `out`.
 
-    `settings.seed` draws the people, too. `earlier` is an adapter to learn on from. An interrupted training goes on
-    from `out`.training, which is removed at the end. Raises FewrecError; nothing is trained where the folder could not
-    be written.
+    `also` are tasks that are learnt together with it, over one model; then `shots` may be a number for each. Each asks
+    with its own row unless `row` is given. `settings.seed` draws the people, too. `earlier` is an adapter to learn on
+    from, `track` are experiment trackers. An interrupted training goes on from `out`.training, which is removed at the
+    end. Raises FewrecError; nothing is trained where the folder could not be written.
     """
-    task = task if isinstance(task, Task) else tasks.load_task(task)
+    group = [one if isinstance(one, Task) else tasks.load_task(one) for one in (task, *also)]
+    numbers = _numbers(group, shots)
+    _check_group(group, backend)
     check_free(out)
-    found = shots_of(task, shots, settings.seed, held_out=settings.held_out, say=say)
-    row = row or default_row(task)
-    backend = backend or load_backend(task, numerics, say)
-    recommender = recommender_of(task, row, backend)
-    bound = adapters.bindings(recommender)
+    tracking = Tracking(track, out.name, out.with_name(f"{out.name}.tracked"))
+    found = shots_together(group, numbers, settings.seed, held_out=settings.held_out, say=say)
+    backend = backend or load_backend(group[0], numerics, say)
+    rows = [row or default_row(one) for one in group]
+    lessons = [lesson_of(*each, backend, settings) for each in zip(group, rows, found, strict=True)]
+    bound = {lesson.name: adapters.bindings(lesson.recommender) for lesson in lessons}
+    start = None
+    if earlier is not None:
+        start, lessons = _taken_up(earlier, settings, lessons, say)
     scratch = out.with_name(f"{out.name}.training")
     begin = time.perf_counter()
-    tuned = tune(
-        recommender,
-        found.learnt,
-        fitting(settings, found),
-        held_out=found.held_out,
-        training=found.queries.training,
-        earlier=None if earlier is None else _taken_up(earlier, settings, recommender, say),
-        folder=scratch,
-        metric=main_metric(task.metrics) or MAIN,
-        watch=watch,
-        say=say,
-    )
-    about = about_of(task, row, found, shots, settings.seed, time.perf_counter() - begin) | tuned.to_dict()
-    about["earlier"] = None if earlier is None else earlier.folder.name
+    tuned = tune_together(lessons, settings, earlier=start, folder=scratch, track=tracking, watch=watch, say=say)
+    about = {
+        "tasks": {
+            lesson.name: about_of(own, people, n) | {"loss": lesson.loss, "negatives": lesson.negatives}
+            for lesson, own, people, n in zip(lessons, rows, found, numbers, strict=True)
+        },
+        "seed": settings.seed,
+        "seconds": round(time.perf_counter() - begin, 1),
+        "earlier": None if earlier is None else earlier.folder.name,
+        **tuned.to_dict(),
+    }
     if speaks():
-        save_tuned(out, tuned, bound, about, found.learnt)
+        save_tuned(out, tuned, bound, about)
         _remove(scratch)
     wait_for_all()
     return tuned
@@ -175,26 +219,79 @@ def check_free(out: Path) -> None:
         raise TaskError(f"{out}: exists already; name another folder with --out, or remove it")
 
 
-def _taken_up(earlier: Round, settings: Settings, recommender: Recommender, say: Say) -> Earlier:
-    """The weights and the people of an earlier round. Raises AdapterError for another method or other bindings."""
+def _numbers(group: Sequence[Task], shots: int | Sequence[int]) -> list[int]:
+    """How many people of each task. Raises TaskError for neither one number nor one for each."""
+    numbers = [shots] if isinstance(shots, int) else list(shots)
+    if len(numbers) not in (1, len(group)):
+        raise TaskError(f"{len(numbers)} numbers of shots for {len(group)} tasks; give one for all, or one for each")
+    return numbers * len(group) if len(numbers) == 1 else numbers
+
+
+def _check_group(group: Sequence[Task], backend: Backend | None) -> None:
+    """Raises TaskError for a task that is named twice, and for other models than one."""
+    names = [task.name for task in group]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise TaskError(f"the task {twice[0]!r} is named twice; tasks that are learnt together differ by name")
+    models = sorted({task.settings.model for task in group})
+    if backend is None and len(models) > 1:
+        raise TaskError(f"{', '.join(names)} name the models {', '.join(models)}; give one for all with --model")
+
+
+def lesson_of(task: Task, row: RowSettings, shots: Shots, backend: Backend, settings: Settings) -> Lesson:
+    """What a task brings to a training, with the loss and the negatives that suit it unless the settings name them."""
+    recommender, fitted = recommender_of(task, row, backend), fitting(settings, shots)
+    assert fitted.loss is not None, "it was just chosen"
+    assert fitted.negatives is not None, "it was just chosen"
+    return Lesson(
+        recommender,
+        shots.learnt,
+        shots.held_out,
+        shots.queries.training,
+        fitted.loss,
+        fitted.negatives,
+        main_metric(task.metrics) or MAIN,
+        name=task.name,
+    )
+
+
+def _taken_up(earlier: Round, settings: Settings, lessons: Sequence[Lesson], say: Say) -> tuple[Earlier, list[Lesson]]:
+    """The weights of an earlier round, and the lessons with its people.
+
+    Each of its tasks goes with the lesson that asks as it did, the one of its own name if there is. Raises AdapterError
+    for another method, and for a task of either round that none of the other asks like.
+    """
     saved = adapters.read(earlier.folder)
     if saved.method != settings.method:
         raise AdapterError(
             f"{earlier.folder}: was learnt with {saved.method!r}; go on with that, not {settings.method!r}"
         )
-    adapters.check_bindings(saved, recommender, force=False)
-    about = saved.about
-    people = shots_of(tasks.load_task(about["task"]), about["shots"], about["seed"], say=say).learnt
-    n_again = round(earlier.replay * len(people))
-    replay = drawn(people, n_again, settings.seed) if n_again else ()
-    return Earlier(dict(saved.tensors), people, replay, earlier.pull)
+    for lesson in lessons:
+        adapters.check_bindings(saved, lesson.recommender, force=False)
+    about = saved.about["tasks"]
+    group = [tasks.load_task(name) for name in about]
+    found = shots_together(group, [one["shots"] for one in about.values()], saved.about["seed"], say=say)
+    people: dict[str, list[Example]] = {lesson.name: [] for lesson in lessons}
+    for name, shots in zip(about, found, strict=True):
+        alike = [one.name for one in lessons if not adapters.mismatches(saved.bound[name], one.recommender)]
+        if not alike:
+            raise AdapterError(f"{earlier.folder}: was learnt from {name!r}, too; name that task beside the others")
+        people[name if name in alike else alike[0]] += shots.learnt
+    return Earlier(dict(saved.tensors), earlier.pull), [
+        _replayed(lesson, people[lesson.name], earlier.replay, settings.seed) for lesson in lessons
+    ]
 
 
-def save_tuned(
-    out: Path, tuned: Tuned, bound: dict[str, Any], about: dict[str, Any], examples: Sequence[Example]
-) -> None:
-    """Write the folder of a training, with a few questions and what they score now."""
-    probes = adapters.probed(tuned.recommender, examples, tuned.settings.seed)
+def _replayed(lesson: Lesson, people: Sequence[Example], share: float, seed: int) -> Lesson:
+    """The lesson with people of an earlier round, a share of whom are learnt from again."""
+    n_again = round(share * len(people))
+    again = drawn(people, n_again, seed) if n_again else ()
+    return replace(lesson, examples=lesson.examples + again, earlier=tuple(people))
+
+
+def save_tuned(out: Path, tuned: Tuned, bound: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]) -> None:
+    """Write the folder of a training, with a few questions of each task and what they score now."""
+    pairs = zip(tuned.lessons, tuned.recommenders, strict=True)
+    probes = {lesson.name: adapters.probed(made, lesson.examples, tuned.settings.seed) for lesson, made in pairs}
     learner = tuned.learner
     tensors, config = learner.export(), learner.config()
     adapters.save(out, tuned.settings.method, bound, tensors, config=config, about=about, probes=probes)
@@ -207,16 +304,13 @@ def fitting(settings: Settings, shots: Shots) -> Settings:
     return replace(settings, loss=loss, negatives=settings.negatives or ("uniform" if fresh else "given"))
 
 
-def about_of(task: Task, row: RowSettings, shots: Shots, n: int, seed: int, seconds: float) -> dict[str, Any]:
-    """What a folder says of whom it was learnt from, JSON-ready."""
+def about_of(row: RowSettings, shots: Shots, n: int) -> dict[str, Any]:
+    """What a folder says of whom it was learnt from in a task, JSON-ready."""
     return {
-        "task": task.name,
         "row": row.model_dump(mode="json"),
         "shots": n,
         "held_out": len(shots.held_out),
-        "seed": seed,
         "data": dict(shots.queries.sources),
-        "seconds": round(seconds, 1),
     }
 
 

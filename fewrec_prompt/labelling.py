@@ -49,14 +49,19 @@ def tune_classifier(
     check_row(row)
     found = shots_of(task, shots, settings.seed, held_out=settings.held_out, say=say)
     recommender = recommender_of(task, row, backend or load_backend(task, numerics, say))
-    bound = adapters.bindings(recommender)
+    bound = {task.name: adapters.bindings(recommender)}
     learnt = labels_of(recommender, found.learnt)
     held_out = labels_of(recommender, found.held_out) if found.held_out else []
     begin = time.perf_counter()
     tuned = learn(recommender, learnt, settings, held_out=held_out, say=say)
-    about = about_of(task, row, found, shots, settings.seed, time.perf_counter() - begin) | tuned.to_dict()
+    about = {
+        "tasks": {task.name: about_of(row, found, shots)},
+        "seed": settings.seed,
+        "seconds": round(time.perf_counter() - begin, 1),
+        **tuned.to_dict(),
+    }
     config = tuned.learner.config() if tuned.learner else None
-    probes = adapters.probed(tuned.recommender, found.learnt, settings.seed)
+    probes = {task.name: adapters.probed(tuned.recommender, found.learnt, settings.seed)}
     adapters.save(out, settings.method, bound, tuned.tensors(), config=config, about=about, probes=probes)
     return tuned
 

@@ -62,11 +62,9 @@ def tune_mix(
     ]
     made = fit(found.learnt, logged, prior_of(asking[0].name, asking[0].recommender))
     about = {
-        "task": task.name,
+        "tasks": {task.name: {"shots": shots, "data": dict(found.queries.sources)}},
         "members": [row.settings.model_dump(mode="json") for row in asking],
-        "shots": shots,
         "seed": seed,
-        "data": dict(found.queries.sources),
     }
     mixed.save(out, made, recommenders, about)
     return made

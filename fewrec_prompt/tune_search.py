@@ -25,7 +25,8 @@ from fewrec_prompt.files import write_text
 from fewrec_prompt.runs import dump
 from fewrec_prompt.tasks import RowSettings, Task
 from fewrec_prompt.tuning.examples import SMALLEST_SPLIT
-from fewrec_prompt.tuning.loop import Tuned, tune
+from fewrec_prompt.tuning.loop import tune
+from fewrec_prompt.tuning.outcome import Tuned
 from fewrec_prompt.tuning.settings import DEFAULTS, Settings
 
 if TYPE_CHECKING:

@@ -22,11 +22,12 @@ from fewrec_prompt.few_shot import save_tuned
 from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.adapters import CONFIG, NOTE, WEIGHTS, bindings
-from fewrec_prompt.tuning.loop import tune
+from fewrec_prompt.tuning.lessons import Lesson
+from fewrec_prompt.tuning.loop import tune_together
 from fewrec_prompt.tuning.placing import adapted, merge
 
 QUERY = examples()[1].query
-ABOUT = {"task": "made", "row": {"prompt": "films-complete"}, "shots": 6}
+ABOUT = {"tasks": {"made": {"row": {"prompt": "films-complete"}, "shots": 6}}}
 
 
 def load(folder: Path, prompt: str = "films-complete", **choice: Any) -> Recommender:
@@ -50,9 +51,9 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tupl
     folder, found = tmp_path_factory.mktemp("adapters"), {}
     for method in METHODS:
         start = load(base)
-        bound = bindings(start)
-        tuned = tune(start, examples(), settings(method, epochs=3))
-        save_tuned(folder / method, tuned, bound, ABOUT | tuned.to_dict(), examples())
+        bound = {"made": bindings(start)}
+        tuned = tune_together([Lesson(start, tuple(examples()), name="made")], settings(method, epochs=3))
+        save_tuned(folder / method, tuned, bound, ABOUT | tuned.to_dict())
         found[method] = (folder / method, scores(tuned.recommender))
     return found
 
@@ -167,7 +168,7 @@ FIELDS: dict[str, Any] = {
 @pytest.mark.parametrize("name", FIELDS)
 def test_each_binding_is_held_by_name(name: str, base: Path, made: dict[str, Any], tmp_path: Path) -> None:
     folder = copied(made["soft-prompt"][0], tmp_path)
-    resealed(folder, lambda note: note["bound"].update({name: FIELDS[name]}))
+    resealed(folder, lambda note: note["bound"]["made"].update({name: FIELDS[name]}))
     with pytest.raises(AdapterError, match=f"with something else than it is to be used with: {name} was"):
         adapted(load(base), folder)
     forced = adapted(load(base), folder, force=True)

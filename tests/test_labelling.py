@@ -249,8 +249,8 @@ def test_a_calibration_is_left_out_and_the_first_row_that_judges_is_taken(
     rows = (RowSettings(prompt="complete"), RowSettings(prompt="judge", calibrate="pmi", alpha=0.5))
     two = Options(rows=rows).applied(task)
     tune_classifier(two, settings("prototypes"), 4, tmp_path / "x", backend=backend(model))
-    about = adapters.read(tmp_path / "x").about
-    assert (about["row"]["prompt"], about["row"]["calibrate"], about["row"]["alpha"]) == ("judge", "none", None)
+    row = adapters.read(tmp_path / "x").about["tasks"][two.name]["row"]
+    assert (row["prompt"], row["calibrate"], row["alpha"]) == ("judge", "none", None)
 
 
 def test_a_cell_of_the_curve(task: tasks.Task, model: Path, tmp_path: Path) -> None:

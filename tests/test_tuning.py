@@ -14,7 +14,7 @@ from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.precision import NumericMode
 from fewrec_prompt.errors import DataError, FewrecError, NumericError, RunError
 from fewrec_prompt.recommender import Recommender, choose
-from fewrec_prompt.tuning import loop
+from fewrec_prompt.tuning import lessons, loop
 from fewrec_prompt.tuning.examples import Example, drawn, parted
 from fewrec_prompt.tuning.loop import Graded, tune
 from fewrec_prompt.tuning.settings import Settings
@@ -116,7 +116,7 @@ def test_a_training_of_something_else_is_not_gone_on_with(tmp_path: Path) -> Non
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_person(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(loop.LOSSES, "listwise", lambda scores, relevant: scores.sum() * float("nan"))
-    monkeypatch.setattr(loop, "best_scale", lambda *_: (0.0, 1.0))
+    monkeypatch.setattr(lessons, "best_scale", lambda *_: (0.0, 1.0))
     with pytest.raises(NumericError, match=r"the loss of user 'u\d' in pass 1 is nan"):
         tune(recommender(), examples(), settings("lora"))
 
@@ -134,8 +134,8 @@ def test_the_best_pass_on_those_held_out_stays() -> None:
     metrics = [done.metric for done in tuned.passes]
     assert tuned.passes[tuned.best_epoch].metric == max(metrics)
     assert tuned.best_epoch == metrics.index(max(metrics))
-    again = [loop._judged(tuned.recommender, one) for one in people[4:]]
-    value = np.mean(loop.measure_all(["nDCG@10"], again, loop.Shelf()).per_user["nDCG@10"])
+    again = [lessons.judged(tuned.recommender, one) for one in people[4:]]
+    value = np.mean(lessons.measure_all(["nDCG@10"], again, lessons.Shelf()).per_user["nDCG@10"])
     assert value == pytest.approx(max(metrics))
 
 

@@ -37,7 +37,8 @@ def list_adapters(
         except AdapterError as error:
             broken.append(str(error))
             continue
-        lines.append((note.parent.name, method, about["task"], str(about["shots"]), *_came_to(about)))
+        shots = " + ".join(str(one["shots"]) for one in about["tasks"].values())
+        lines.append((note.parent.name, method, ", ".join(about["tasks"]), shots, *_came_to(about)))
     if len(lines) == 1 and not broken:
         typer.echo(f"no adapter in {folder}/; make one with: fewrec tune TASK --out {folder}/NAME")
         return
@@ -81,7 +82,7 @@ def merge(
     from fewrec_prompt.tuning.placing import merge as merged
     from fewrec_prompt.types import Domain
 
-    row, bound = row_of(folder), read(folder).bound
+    row, bound = row_of(folder), next(iter(read(folder).bound.values()))  # weights are the same for all of its tasks
     recommender = Recommender.load(
         model,
         prompt=row.prompt,

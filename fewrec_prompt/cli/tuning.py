@@ -1,7 +1,8 @@
-"""`fewrec tune`: adapt a task's recommender to a few of its people, and write what was learnt."""
+"""`fewrec tune`: adapt the recommender of one or several tasks to a few of their people, and write what was learnt."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from fewrec_prompt import Numerics
     from fewrec_prompt.tasks import RowSettings, Task
     from fewrec_prompt.tuning.classifiers import ClassifierTuned
-    from fewrec_prompt.tuning.loop import Tuned
     from fewrec_prompt.tuning.mix import Mix
+    from fewrec_prompt.tuning.outcome import Tuned
     from fewrec_prompt.tuning.settings import Settings
 
 
@@ -25,7 +26,10 @@ def register(app: typer.Typer) -> None:
 
 
 def tune(
-    task: Annotated[str, typer.Argument(help="A task file, or the name of one in ./eval or among the shipped.")],
+    task: Annotated[
+        list[str],
+        typer.Argument(help="Task files, or names of those in ./eval or among the shipped; several learn together."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for what is learnt; an interrupted training goes on.")],
     method: Annotated[
         str,
@@ -33,7 +37,15 @@ def tune(
             help="mix, soft-prompt, p-tuning, prefix, lora, adalora, full, head, head-lora, head-full or prototypes."
         ),
     ] = "soft-prompt",
-    shots: Annotated[int, typer.Option(min=1, help="How many people to learn from; none of them is tested.")] = 64,
+    shots: Annotated[
+        list[int],
+        typer.Option(
+            min=1, help="How many people to learn from, none of whom is tested; for several tasks perhaps one each."
+        ),
+    ] = [64],  # noqa: B006  # typer makes a new one
+    temperature: Annotated[
+        float, typer.Option(help="Of several tasks: 1 draws them in proportion to their people, more the more evenly.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Draws the people, first weights and order.")] = 0,
     prompt: Annotated[str | None, typer.Option(help="Template; by default the task's first calibrated row.")] = None,
     verbalizer: Annotated[str | None, typer.Option(help="The template's own where none is given.")] = None,
@@ -76,6 +88,9 @@ def tune(
         int | None,
         typer.Option(min=1, help="Try so many settings on those held out; the best is kept, and tested once."),
     ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Tell a tracker of every pass: tensorboard, wandb or mlflow; repeatable.")
+    ] = None,
     model: Model = None,
     precision: Precision = "auto",
     device: Device = None,
@@ -84,7 +99,7 @@ def tune(
     """Learn from a few people of a task: weights of what was logged, virtual tokens, low-rank adapters, all weights,
     or a classifier of hidden states.
 
-    What is learnt is used with: fewrec eval TASK --adapter FOLDER
+    With several tasks one adapter learns from all. What is learnt is used with: fewrec eval TASK --adapter FOLDER
     """
     from fewrec_prompt import Numerics, Options, tasks
     from fewrec_prompt.cli.console import say
@@ -95,7 +110,11 @@ def tune(
         raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, ('mix', *DEFAULTS))}")
     if popularity and method != "mix":
         raise FewrecError(f"--popularity belongs to --method mix, not to {method!r}")
-    found = Options(model=model).applied(tasks.load_task(task))
+    found, *also = (Options(model=model).applied(tasks.load_task(name)) for name in task)
+    if (also or track) and (search or method == "mix" or method in CLASSIFIERS):
+        raise FewrecError(
+            "--search, mix and classifiers learn from one task and tell no tracker; leave other tasks and --track out"
+        )
     row = _row(found, prompt, verbalizer, calibrate, alpha, length)
     numerics = Numerics(precision, device, int8_threshold)
     if start is not None and (search or method == "mix" or method in CLASSIFIERS):
@@ -110,8 +129,10 @@ def tune(
         from fewrec_prompt.mixing import tune_mix
 
         rows = () if row is None else (row,)
-        made = tune_mix(found, shots, out, rows=rows, popularity=popularity, seed=seed, numerics=numerics, say=say)
-        _print_mix(made, task, out)
+        made = tune_mix(
+            found, _only(shots), out, rows=rows, popularity=popularity, seed=seed, numerics=numerics, say=say
+        )
+        _print_mix(made, task[0], out)
         return
     settings = Settings(
         method=method,  # type: ignore[arg-type]  # these names are checked there
@@ -129,19 +150,39 @@ def tune(
         warm_up=warm_up,
         held_out=held_out,
         patience=patience,
+        temperature=temperature,
         seed=seed,
         checkpointing=checkpointing,
     )
     if method in CLASSIFIERS:
         from fewrec_prompt.labelling import tune_classifier
 
-        _print_classifier(tune_classifier(found, settings, shots, out, row=row, numerics=numerics, say=say), task, out)
+        _print_classifier(
+            tune_classifier(found, settings, _only(shots), out, row=row, numerics=numerics, say=say), task[0], out
+        )
     elif search is None:
         earlier = None if start is None else Round(start, replay, pull)
-        tuned = tune_task(found, settings, shots, out, row=row, earlier=earlier, numerics=numerics, say=say)
+        tuned = tune_task(
+            found,
+            settings,
+            shots,
+            out,
+            also=also,
+            row=row,
+            earlier=earlier,
+            numerics=numerics,
+            track=track or (),
+            say=say,
+        )
         _print(tuned, task, out)
     else:
-        _search(found, settings, shots, out, search, row, numerics)
+        _search(found, settings, _only(shots), out, search, row, numerics)
+
+
+def _only(shots: list[int]) -> int:
+    if len(shots) > 1:
+        raise FewrecError(f"{len(shots)} numbers of shots for one task; give one")
+    return shots[0]
 
 
 def _search(
@@ -154,7 +195,7 @@ def _search(
 
     with resumable():
         found = search(task, settings, shots, out, trials, row=row, numerics=numerics, say=say)
-        _print(found.tuned, task.name, out)
+        _print(found.tuned, [task.name], out)
         typer.echo(f"search   {found.n_trials} trials, {found.n_pruned} of them stopped early\n")
         with progress_bar() as progress:
             run = evaluate(task, Options(adapters=(out,), numerics=numerics), say=say, progress=progress)
@@ -201,7 +242,7 @@ def _print_classifier(tuned: ClassifierTuned, task: str, out: Path) -> None:
     typer.echo(f"adapter  {out}\nuse it   fewrec eval {task} --adapter {out}")
 
 
-def _print(tuned: Tuned, task: str, out: Path) -> None:
+def _print(tuned: Tuned, names: Sequence[str], out: Path) -> None:
     from fewrec_prompt.tuning.loop import speaks
 
     if not speaks():
@@ -212,7 +253,25 @@ def _print(tuned: Tuned, task: str, out: Path) -> None:
     typer.echo(f"loss     {tuned.zero_shot_loss:.3f} before, {best.loss:.3f} in pass {best.epoch}, which is kept")
     if best.metric is not None and first.metric is not None:
         typer.echo(f"held out {100 * first.metric:.1f} before, {100 * best.metric:.1f} in that pass")
+    if len(tuned.lessons) > 1:
+        _print_each(tuned)
     if tuned.earlier_loss is not None:
         before, after = tuned.earlier_loss
         typer.echo(f"earlier  loss of the earlier round's people {before:.3f} before this round, {after:.3f} after it")
-    typer.echo(f"adapter  {out}\nuse it   fewrec eval {task} --adapter {out}")
+    typer.echo(f"adapter  {out}")
+    for name in names:
+        typer.echo(f"use it   fewrec eval {name} --adapter {out}")
+
+
+def _print_each(tuned: Tuned) -> None:
+    """Each of several tasks: its loss and what those held out got, before and in the pass that is kept."""
+    from fewrec_prompt.cli.console import print_lines
+
+    first, best = tuned.passes[0], tuned.passes[tuned.best_epoch]
+    lines: list[tuple[str, ...]] = [("task", "people", "loss before", "loss", "held out before", "held out", "")]
+    for lesson in tuned.lessons:
+        losses = [f"{done.losses[lesson.name]:.3f}" for done in (first, best)]
+        metrics = [f"{100 * done.metrics[lesson.name]:.1f}" if lesson.held_out else "–" for done in (first, best)]
+        learned = "did NOT learn" if lesson.name in tuned.not_learned else ""
+        lines.append((lesson.name, str(len(lesson.examples)), *losses, *metrics, learned))
+    print_lines(lines, left=(0, 6))

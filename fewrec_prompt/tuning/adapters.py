@@ -1,6 +1,7 @@
 """What was learnt, as a folder: weights as safetensors, PEFT's configuration where there is one, and fewrec.json.
 
-fewrec.json binds the weights to everything they were learnt with: model, tokenizer, template, verbalizer, precision.
+fewrec.json binds the weights to everything they were learnt with: model, tokenizer, template, verbalizer, precision; of
+several tasks that were learnt together, to each by its name, and one of them is enough to use the folder.
 A folder is used only if every file is what it was when it was written, every binding holds, and a few saved questions
 get the scores that they got then. safetensors by themselves check none of this, nor does PEFT. Writing and checking
 stand here; what weights do to a model is methods.py's.
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -31,25 +32,29 @@ from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.methods import Tensors
 from fewrec_prompt.types import Interaction, Item, Query
 
-SCHEMA = 1
+SCHEMA = 2  # 1: one task, not by its name
 WEIGHTS, CONFIG, NOTE = "adapter_model.safetensors", "adapter_config.json", "fewrec.json"
 LARGEST_NOTE = 8_000_000  # bytes
 N_PROBES, PROBE_TOLERANCE = 8, 1e-3  # nats, in fp32
+OF_A_TASK = ("row", "shots", "held_out", "data")  # what `about` says of each task
+Probes: TypeAlias = Sequence[tuple[Query, Sequence[float]]]
+"""Questions, and the scores (n_candidates,) that each got."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A folder whose files were checked. `bound` is what it belongs to, `about` how it was made."""
+    """A folder whose files were checked. `bound` is what it belongs to, by the name of a task (of a mix: of a row), and
+    `about` how it was made."""
 
     folder: Path
     method: str
-    bound: Mapping[str, Any]
+    bound: Mapping[str, Mapping[str, Any]]
     about: Mapping[str, Any]
     sha256: str  # of the weights
     tensors: Tensors = field(repr=False)
     config: Mapping[str, Any] | None = field(repr=False)
-    probes: tuple[tuple[Query, tuple[float, ...]], ...] = field(repr=False)
+    probes: Mapping[str, Probes] = field(repr=False)  # by the name of a task
 
 
 def bindings(recommender: Recommender) -> dict[str, Any]:
@@ -80,14 +85,14 @@ def bindings(recommender: Recommender) -> dict[str, Any]:
 def save(
     folder: Path,
     method: str,
-    bound: Mapping[str, Any],
+    bound: Mapping[str, Mapping[str, Any]],
     tensors: Mapping[str, torch.Tensor],
     *,
     config: Mapping[str, Any] | None = None,
     about: Mapping[str, Any],
-    probes: Sequence[tuple[Query, Sequence[float]]] = (),
+    probes: Mapping[str, Probes] | None = None,
 ) -> Path:
-    """Write an adapter folder, whole or not at all.
+    """Write an adapter folder, whole or not at all; `bound` and `probes` are by the name of a task.
 
     Raises AdapterError if something is there already or a weight is not finite.
     """
@@ -105,7 +110,7 @@ def save(
             "bound": bound,
             "about": about,
             "files": {path.name: _sealed(path) for path in sorted(part.iterdir())},
-            "probes": [{"query": _query_out(query), "scores": list(scores)} for query, scores in probes],
+            "probes": {name: _probes_out(own) for name, own in (probes or {}).items()},
         }
         note = _plain(note)
         text = json.dumps(note | {"seal": _seal(note)}, indent=1, allow_nan=False)
@@ -125,37 +130,48 @@ def read(folder: Path) -> Adapter:
     except (SafetensorError, ValueError, OSError) as error:
         raise AdapterError(f"{folder}: cannot be read: {error}") from error
     _check_finite(tensors, str(folder))
-    probes = tuple((_query_in(probe["query"]), tuple(probe["scores"])) for probe in note["probes"])
+    probes = {name: _probes_in(own) for name, own in note["probes"].items()}
     digest = note["files"][WEIGHTS]["sha256"]
     return Adapter(folder, note["method"], note["bound"], note["about"], digest, tensors, config, probes)
 
 
-def mismatches(adapter: Adapter, recommender: Recommender) -> list[str]:
-    """Bindings that do not hold for this recommender, as sentences that name the field."""
+def mismatches(bound: Mapping[str, Any], recommender: Recommender) -> list[str]:
+    """Bindings of a task that do not hold for this recommender, as sentences that name the field."""
     here = json.loads(json.dumps(bindings(recommender)))
     found = []
-    for name in sorted({*here, *adapter.bound}):
-        then, now = adapter.bound.get(name), here.get(name)
+    for name in sorted({*here, *bound}):
+        then, now = bound.get(name), here.get(name)
         if then != now:
             found.append(f"{name} was {_short(then)} and is {_short(now)}")
     return found
 
 
-def check_bindings(adapter: Adapter, recommender: Recommender, *, force: bool) -> list[str]:
-    """Raises AdapterError that names every binding that does not hold; with `force` they are returned."""
-    found = mismatches(adapter, recommender)
-    if found and not force:
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The task of an adapter whose bindings hold for a recommender, or are nearest to it, and what does not hold."""
+
+    task: str
+    broken: tuple[str, ...]
+
+
+def check_bindings(adapter: Adapter, recommender: Recommender, *, force: bool) -> Held:
+    """Raises AdapterError that names every binding that does not hold for the nearest task, unless `force`."""
+    found = [Held(task, tuple(mismatches(bound, recommender))) for task, bound in adapter.bound.items()]
+    nearest = min(found, key=lambda held: len(held.broken))
+    if nearest.broken and not force:
+        several = f" (of {', '.join(adapter.bound)} nearest to {nearest.task})" if len(found) > 1 else ""
         raise AdapterError(
-            f"{adapter.folder}: was learnt with something else than it is to be used with: {'; '.join(found)}. "
-            "Load what it was learnt with, or --force, which every record will say"
+            f"{adapter.folder}: was learnt with something else than it is to be used with{several}: "
+            f"{'; '.join(nearest.broken)}. Load what it was learnt with, or --force, which every record will say"
         )
-    return found
+    return nearest
 
 
-def check_probes(adapter: Adapter, recommender: Recommender) -> float:
-    """The largest change of a saved question's score. Raises AdapterError if in fp32 one changed by more than 1e-3."""
+def check_probes(adapter: Adapter, task: str, recommender: Recommender) -> float:
+    """The largest change of the score of a task's saved question. Raises AdapterError if in fp32 one changed by more
+    than 1e-3."""
     apart = 0.0
-    for query, scores in adapter.probes:
+    for query, scores in adapter.probes.get(task, ()):
         now = np.asarray(recommender.scores(recommender.answers(query)), dtype=float)
         apart = max(apart, float(np.abs(now - np.array(scores)).max()))
     if apart > PROBE_TOLERANCE and recommender.backend.mode.precision == "fp32":
@@ -182,7 +198,7 @@ def probe_queries(examples: Sequence[Example], seed: int) -> list[Query]:
     return made
 
 
-def probed(recommender: Recommender, examples: Sequence[Example], seed: int) -> list[tuple[Query, Sequence[float]]]:
+def probed(recommender: Recommender, examples: Sequence[Example], seed: int) -> Probes:
     """Such questions with what they score now."""
     queries = probe_queries(examples, seed)
     return [(query, recommender.scores(recommender.answers(query)).tolist()) for query in queries]
@@ -206,9 +222,18 @@ def _note(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: damaged ({error}); get the folder again") from error
     if not isinstance(note, dict) or seal != _seal(note):
         raise AdapterError(f"{path}: was changed since it was written; get the folder again")
-    if note["schema"] != SCHEMA:
-        raise AdapterError(f"{path}: is of schema {note['schema']!r}, and this version reads {SCHEMA}")
-    return note
+    if note["schema"] not in (1, SCHEMA):
+        raise AdapterError(f"{path}: is of schema {note['schema']!r}, and this version reads 1 and {SCHEMA}")
+    return _with_names(note) if note["schema"] == 1 else note
+
+
+def _with_names(note: dict[str, Any]) -> dict[str, Any]:
+    """A note of schema 1 as it is written now. A mix was bound to its rows by their names then, too."""
+    about = dict(note["about"])
+    task = about.pop("task")
+    own = {name: about.pop(name) for name in OF_A_TASK if name in about}
+    bound = note["bound"] if note["method"] == "mix" else {task: note["bound"]}
+    return note | {"about": about | {"tasks": {task: own}}, "bound": bound, "probes": {task: note["probes"]}}
 
 
 def _seal(note: Mapping[str, Any]) -> str:
@@ -269,6 +294,14 @@ def _short(value: Any) -> str:
 
 
 # --- saved questions -------------------------------------------------------------------------------------------------
+
+
+def _probes_out(probes: Probes) -> list[dict[str, Any]]:
+    return [{"query": _query_out(query), "scores": list(scores)} for query, scores in probes]
+
+
+def _probes_in(values: Sequence[Mapping[str, Any]]) -> Probes:
+    return [(_query_in(probe["query"]), tuple(probe["scores"])) for probe in values]
 
 
 def _query_out(query: Query) -> dict[str, Any]:

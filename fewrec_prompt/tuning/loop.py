@@ -1,38 +1,44 @@
 """The one training loop: questions of the recommender, scores of the recommender, a loss over them, a step.
 
-What may be trained stands in methods.py, what is minimised in losses.py, what an answer is learnt against in
-negatives.py. Any number of processes share a step's people and add up their gradients (accelerate).
+What a task brings stands in lessons.py, how often it is drawn in mixture.py, what may be trained in methods.py, what is
+minimised in losses.py, what an answer is learnt against in negatives.py. Any number of processes share a step's people
+and add up their gradients (accelerate).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.data.training import Training
-from fewrec_prompt.errors import BudgetError, DataError, NumericError, RunError
-from fewrec_prompt.metrics import Shelf, UserScores, measure_all
-from fewrec_prompt.recommender import Recommender, check_trains
+from fewrec_prompt.errors import DataError, NumericError, RunError
+from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning import checkpoint
 from fewrec_prompt.tuning.examples import Example
-from fewrec_prompt.tuning.losses import LOSSES, best_scale, check_answers
-from fewrec_prompt.tuning.methods import Learner, Tensors, begin
+from fewrec_prompt.tuning.lessons import Lesson
+from fewrec_prompt.tuning.losses import LOSSES
+from fewrec_prompt.tuning.methods import Tensors, begin
+from fewrec_prompt.tuning.mixture import Draw, Mixture, shares
 from fewrec_prompt.tuning.negatives import Negatives
+from fewrec_prompt.tuning.outcome import Pass, Tuned
 from fewrec_prompt.tuning.settings import Settings
+from fewrec_prompt.tuning.tracking import Tracking
 from fewrec_prompt.types import Query, Question, Ranking, TokenLogprobs
 
+T = TypeVar("T")
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 LARGEST_GRADIENT = 1.0  # norm; steeper ones are cut
 TEMPERATURE_RATE = 0.02  # learning rate of the scores' scale
@@ -41,60 +47,15 @@ Watch: TypeAlias = Callable[[int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """One pass over the examples."""
-
-    epoch: int  # 0: before learning
-    of: str  # start, histories (plain modelling of the next title) or answers
-    loss: float  # mean over the people of the pass, in nats
-    metric: float | None  # of those held out, a fraction; None where nobody is
-    seconds: float
-    tokens_per_second: float
-
-
-@dataclass(frozen=True, slots=True)
 class Earlier:
-    """An earlier round to go on from, and how it is held on to.
+    """The weights of an earlier round to go on from.
 
-    `replay` are people of that round who are learnt from again; `pull` is the weight of the squared distance to its
-    weights (Li et al. 2018, arXiv 1802.01483). What was forgotten is measured on all its people.
+    `pull` is the weight of the squared distance to them (Li et al. 2018, arXiv 1802.01483). The people of that round
+    who are learnt from again, and those on whom is measured what was forgotten, stand in the lessons.
     """
 
     tensors: Tensors
-    people: tuple[Example, ...]
-    replay: tuple[Example, ...] = ()
     pull: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What training came to: the recommender as it learnt, and how it went."""
-
-    recommender: Recommender
-    learner: Learner
-    settings: Settings
-    passes: tuple[Pass, ...]
-    zero_shot_loss: float  # of the untrained recommender on the same examples, at the scale that suits it best
-    best_epoch: int
-    n_weights: int
-    earlier_loss: tuple[float, float] | None = None  # of the earlier round's people, before this round and after it
-
-    @property
-    def learned(self) -> bool:
-        """Whether the training loss beat that of the untrained recommender."""
-        return any(done.loss < self.zero_shot_loss for done in self.passes if done.of == "answers")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: everything but the weights."""
-        return {
-            "settings": self.settings.to_dict(),
-            "passes": [asdict(done) for done in self.passes],
-            "zero_shot_loss": self.zero_shot_loss,
-            "learned": self.learned,
-            "best_epoch": self.best_epoch,
-            "n_weights": self.n_weights,
-            "earlier_loss": self.earlier_loss,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,35 +78,42 @@ def tune(
     *,
     held_out: Sequence[Example] = (),
     training: Training | None = None,
+    metric: str = "nDCG@10",
+    **how: Any,
+) -> Tuned:
+    """Learn from the examples of one task, with the loss and the negatives of the settings; else as `tune_together`."""
+    loss, negatives = settings.loss or "listwise", settings.negatives or "given"
+    lesson = Lesson(recommender, tuple(examples), tuple(held_out), training, loss, negatives, metric)
+    return tune_together([lesson], settings, **how)
+
+
+def tune_together(
+    lessons: Sequence[Lesson],
+    settings: Settings,
+    *,
     earlier: Earlier | None = None,
     folder: Path | None = None,
-    metric: str = "nDCG@10",
+    track: Tracking | None = None,
     watch: Watch | None = None,
     say: Say = quiet,
 ) -> Tuned:
-    """Learn from examples; the best state by the metric of those held out stays, the last one where nobody is.
+    """Learn from all lessons at once; they ask one model.
 
-    `earlier` is a round to learn on from. With a `folder` an interrupted training goes on where it stopped. The
-    recommender itself stays as it is. Raises DataError for examples that the loss cannot use, NumericError where a loss
-    is not finite, ModelError for a method that the model cannot take.
+    The best state by the metrics of those held out, the mean over the tasks, stays; the last one where nobody is held
+    out. `earlier` is a round to learn on from. With a `folder` an interrupted training goes on where it stopped. The
+    recommenders themselves stay as they are. Raises DataError for examples that the loss cannot use, NumericError where
+    a loss is not finite, ModelError for a method that the model cannot take.
     """
-    if not isinstance(recommender.backend, CausalBackend):
+    backend = lessons[0].recommender.backend
+    assert all(lesson.recommender.backend is backend for lesson in lessons), "adapters are learnt for one model"
+    if not isinstance(backend, CausalBackend):
         raise DataError("only causal language models are tuned; this recommender asks another kind of backend")
-    if recommender.backend.engine.soft is not None:
+    if backend.engine.soft is not None:
         raise DataError("this recommender has a learned prefix already; continue that adapter, or start from its base")
-    check_trains(recommender.verbalizer, recommender.calibration)
-    settings = settings.complete()
-    if settings.warm_up and recommender.verbalizer.kind != "complete":
-        raise DataError(
-            "a warm-up models the next title, which takes a template of kind 'complete', not "
-            f"{recommender.verbalizer.kind!r}"
-        )
-    for example in examples:
-        check_answers(settings.loss_name, len(example.query.candidates), len(example.relevant), example.query.user_id)
-    state = _Training(
-        recommender, recommender.backend, tuple(examples), tuple(held_out), settings, training, metric, say, earlier
-    )
-    return state.run(folder, watch)
+    for lesson in lessons:
+        lesson.check(warm_up=settings.warm_up > 0)
+    state = _Training(tuple(lessons), backend, settings.complete(), say, earlier)
+    return state.run(folder, watch, track or Tracking())
 
 
 def speaks() -> bool:
@@ -167,13 +135,9 @@ def adapt(recommender: Recommender, examples: Sequence[tuple[Query, Sequence[int
 class _Training:
     """The state of one training."""
 
-    start: Recommender
+    lessons: tuple[Lesson, ...]
     backend: CausalBackend
-    examples: tuple[Example, ...]
-    held_out: tuple[Example, ...]
     settings: Settings
-    training: Training | None
-    metric: str
     say: Say
     earlier: Earlier | None = None
     passes: list[Pass] = field(default_factory=list)
@@ -181,94 +145,106 @@ class _Training:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        if self.earlier is not None:
-            self.examples += self.earlier.replay
-        self.accelerator = Accelerator(cpu=self.backend.mode.device == "cpu")
-        self.n_batches = -(-len(self.examples) // settings.batch)
+        sizes = tuple(len(lesson.examples) for lesson in self.lessons)
+        self.mixture = Mixture(sizes, settings.temperature, settings.seed)
+        self.n_batches = -(-sum(sizes) // settings.batch)
         self.plan = ("start", *["histories"] * settings.warm_up, *["answers"] * settings.n_epochs)
-        n_steps = self.n_batches * (len(self.plan) - 1)
-        self.n_steps = n_steps
-        self.negatives = Negatives(settings.negatives_name, self.training, settings.seed)
-        log_scale, self.zero_shot_loss = self._untrained()
-        self.learner = begin(self.backend, settings, instruction=_instruction(self.start), n_steps=n_steps)
-        self.tuned = replace(self.start, backend=self.learner.backend)
+        self.n_steps = self.n_batches * (len(self.plan) - 1)
+        self.negatives = [Negatives(lesson.negatives, lesson.training, settings.seed) for lesson in self.lessons]
+        log_scales, self.zero_shot = self._untrained()
+        starts = [lesson.recommender for lesson in self.lessons]
+        self.learner = begin(self.backend, settings, instruction=_instruction(starts), n_steps=self.n_steps)
+        self.tuned = tuple(replace(start, backend=self.learner.backend) for start in starts)
         self.anchor: Tensors = {}
         self.earlier_loss = None
         if self.earlier is not None:
             self.learner.adopt(self.earlier.tensors)
             self.anchor = {name: weights.detach().clone() for name, weights in self.learner.parameters().items()}
             self.earlier_loss = self._loss_of_earlier()
-        self.log_scale = torch.nn.Parameter(torch.tensor(log_scale, device=self.backend.model.device))
+        self.log_scales = torch.nn.Parameter(torch.tensor(log_scales, device=self.backend.model.device))
         weights = list(self.learner.parameters().values())
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": weights, "lr": settings.rate, "weight_decay": settings.weight_decay},
-                {"params": [self.log_scale], "lr": TEMPERATURE_RATE, "weight_decay": 0.0},
+                {"params": [self.log_scales], "lr": TEMPERATURE_RATE, "weight_decay": 0.0},
             ]
         )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, partial(_rate, n_steps=n_steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, partial(_rate, n_steps=self.n_steps))
         torch.manual_seed(settings.seed)  # dropout
 
-    def run(self, folder: Path | None, watch: Watch | None) -> Tuned:
-        self._resume(folder)
-        self.accelerator.wait_for_everyone()  # nobody writes before all have read
-        if not self.passes:
-            self._note_pass(0, self.zero_shot_loss, 0.0, 0)
-            self._save(folder)
-        for epoch in range(len(self.passes), len(self.plan)):
-            if self._waited_enough():
-                break
-            self._pass(epoch)
-            self._save(folder)
-            if watch is not None:
-                watch(epoch, self.passes[-1].metric or -self.passes[-1].loss)
-        return self._end()
+    def run(self, folder: Path | None, watch: Watch | None, track: Tracking) -> Tuned:
+        about = self.settings.to_dict() | {"metric": self._metrics(), "tasks": ", ".join(self._by_name(self.lessons))}
+        with track.to_them(about, cpu=self.backend.mode.device == "cpu") as self.accelerator:
+            self._resume(folder)
+            self.accelerator.wait_for_everyone()  # nobody writes before all have read
+            if not self.passes:
+                self._note_pass(0, self.zero_shot, 0.0, 0)
+                self._save(folder)
+            for epoch in range(len(self.passes), len(self.plan)):
+                if self._waited_enough():
+                    break
+                self._pass(epoch)
+                self._save(folder)
+                if watch is not None:
+                    watch(epoch, self.passes[-1].metric or -self.passes[-1].loss)
+            return self._end()
 
     def _pass(self, epoch: int) -> None:
         self.backend.model.train()
-        begin_time, losses, n_tokens = time.perf_counter(), [], 0
-        order = rng_for(self.settings.seed, "order", epoch).permutation(len(self.examples)).tolist()
+        begin_time, n_tokens = time.perf_counter(), 0
+        sums, order = np.zeros(len(self.lessons)), self.mixture.draws(epoch)
         for at in range(0, len(order), self.settings.batch):
-            batch = [self.examples[place] for place in order[at : at + self.settings.batch]]
-            if self.plan[epoch] == "answers":
-                batch = self.negatives(batch, epoch, self._rank)
-            losses.append(self._step(batch, epoch) * len(batch))
-            n_tokens += sum(self.tuned.work(example.query) for example in batch)
+            batch = self._batch(order[at : at + self.settings.batch], epoch)
+            sums += self._step(batch, epoch) * len(batch)
+            n_tokens += sum(self.tuned[draw.task].work(example.query) for draw, example in batch)
         self.backend.model.eval()
         seconds = time.perf_counter() - begin_time
-        self._note_pass(epoch, sum(losses) / len(order), seconds, n_tokens)
+        self._note_pass(epoch, (sums / self.mixture.counts(epoch)).tolist(), seconds, n_tokens)
 
-    def _step(self, batch: Sequence[Example], epoch: int) -> float:
-        """One change of the weights; the mean loss of the batch before it."""
+    def _batch(self, draws: Sequence[Draw], epoch: int) -> list[tuple[Draw, Example]]:
+        """The people of one step, task by task, with the candidates of this time that they are drawn."""
+        found: list[tuple[Draw, Example]] = []
+        for (task, turn), group in groupby(sorted(draws, key=_kind), _kind):
+            own = list(group)
+            people = [self.lessons[task].examples[draw.place] for draw in own]
+            if self.plan[epoch] == "answers":
+                people = self.negatives[task](people, turn, partial(self._rank, self.tuned[task]))
+            found += zip(own, people, strict=True)
+        return found
+
+    def _step(self, batch: Sequence[tuple[Draw, Example]], epoch: int) -> np.ndarray:
+        """One change of the weights; what each task adds to the mean loss of the batch before it, (n_tasks,)."""
         mine = batch[self.accelerator.process_index :: self.accelerator.num_processes]
-        total = 0.0
-        for example in mine:
+        totals = np.zeros(len(self.lessons))
+        for draw, example in mine:
             self.learner.place()
-            loss = self._loss(example, epoch) / len(batch)
+            loss = self._loss(draw, example, epoch) / len(batch)
             if not bool(torch.isfinite(loss)):
                 raise NumericError(
                     f"the loss of user {example.query.user_id!r} in pass {epoch} is {float(loss)}; "
                     "a lower learning rate or --precision fp32 may help. What was saved before is intact"
                 )
             self.accelerator.backward(loss)
-            total += float(loss.detach())
+            totals[draw.task] += float(loss.detach())
         if isinstance(penalty := self.learner.penalty() + self._pull(), torch.Tensor):
             self.accelerator.backward(penalty / self.accelerator.num_processes)
         self._add_up()
-        weights = [*self.learner.parameters().values(), self.log_scale]
+        weights = [*self.learner.parameters().values(), self.log_scales]
         torch.nn.utils.clip_grad_norm_(weights, LARGEST_GRADIENT)
         self.optimizer.step()
         self.learner.after_step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self._summed(total)
+        return self._summed(totals)
 
-    def _loss(self, example: Example, epoch: int) -> torch.Tensor:
-        asker = replace(self.tuned, backend=Graded(self.learner.backend))  # type: ignore[arg-type]  # all of a Backend
+    def _loss(self, draw: Draw, example: Example, epoch: int) -> torch.Tensor:
+        asker = replace(self.tuned[draw.task], backend=Graded(self.learner.backend))  # type: ignore[arg-type]  # all of a Backend
         if self.plan[epoch] == "histories":
-            return _next_title(asker, example.query, rng_for(self.settings.seed, "cut", epoch, example.query.user_id))
+            rng = rng_for(self.settings.seed, "cut", draw.turn, example.query.user_id)
+            return _next_title(asker, example.query, rng)
         scores = asker.scores(asker.answers(example.query)).float()
-        return LOSSES[self.settings.loss_name](scores * self.log_scale.exp(), example.relevant)
+        loss = LOSSES[self.lessons[draw.task].loss]
+        return loss(scores * self.log_scales[draw.task].exp(), example.relevant)
 
     def _pull(self) -> torch.Tensor | float:
         """Towards the weights of the earlier round."""
@@ -278,61 +254,78 @@ class _Training:
         return self.earlier.pull * torch.stack([(weights[n] - w).square().sum() for n, w in self.anchor.items()]).sum()
 
     def _loss_of_earlier(self) -> float:
-        """Mean loss of all people of the earlier round, at the scale that suits them best."""
-        assert self.earlier is not None, "there is one"
+        """Mean loss of all people of the earlier round, at the scales that suit them best."""
+        pairs = [pair for pair in zip(self.lessons, self.tuned, strict=True) if pair[0].earlier]
         with torch.no_grad():
             self.learner.place()
-            people = self.earlier.people
-            scores = [np.asarray(self.tuned.scores(self.tuned.answers(one.query))) for one in people]
-        return best_scale(self.settings.loss_name, scores, [one.relevant for one in people])[1]
+            losses = [lesson.suited(tuned, lesson.earlier)[1] for lesson, tuned in pairs]
+        return float(np.average(losses, weights=[len(lesson.earlier) for lesson, _ in pairs]))
 
     def _add_up(self) -> None:
         """Gradients of all processes, summed."""
         if self.accelerator.num_processes == 1:
             return
-        for weights in (*self.learner.parameters().values(), self.log_scale):
+        for weights in (*self.learner.parameters().values(), self.log_scales):
             gradient = torch.zeros_like(weights) if weights.grad is None else weights.grad
             weights.grad = self.accelerator.reduce(gradient, "sum")
 
-    def _summed(self, value: float) -> float:
+    def _summed(self, values: np.ndarray) -> np.ndarray:
         if self.accelerator.num_processes == 1:
-            return value
-        return float(self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device), "sum"))
+            return values
+        shared = torch.from_numpy(values).float().to(self.accelerator.device)
+        return np.asarray(self.accelerator.reduce(shared, "sum").cpu(), dtype=float)
 
-    def _untrained(self) -> tuple[float, float]:
-        """The scale at which the scores before training suit the answers best, and their loss at it."""
-        scores = [np.asarray(self.start.scores(self.start.answers(example.query))) for example in self.examples]
-        return best_scale(self.settings.loss_name, scores, [example.relevant for example in self.examples])
+    def _untrained(self) -> tuple[list[float], list[float]]:
+        """For each task, the scale at which its scores before training suit the answers best, and their loss at it."""
+        found = [lesson.suited(lesson.recommender, lesson.examples) for lesson in self.lessons]
+        return [log_scale for log_scale, _ in found], [loss for _, loss in found]
 
-    def _rank(self, query: Query) -> Ranking:
+    def _rank(self, recommender: Recommender, query: Query) -> Ranking:
         with torch.no_grad():
             self.learner.place()
-            return self.tuned.rank(query)
+            return recommender.rank(query)
 
-    def _note_pass(self, epoch: int, loss: float, seconds: float, n_tokens: int) -> None:
-        metric = self._measured()
-        self.passes.append(Pass(epoch, self.plan[epoch], loss, metric, seconds, n_tokens / seconds if seconds else 0.0))
+    def _note_pass(self, epoch: int, losses: Sequence[float], seconds: float, n_tokens: int) -> None:
+        mean = float(np.dot(losses, shares(self.mixture.sizes, self.mixture.temperature)))
+        metrics = self._measured()
+        metric = float(np.mean([*metrics.values()])) if metrics else None
+        named = self._by_name(losses)
+        speed = n_tokens / seconds if seconds else 0.0
+        done = Pass(epoch, self.plan[epoch], named, mean, metrics, metric, seconds, speed)
+        self.passes.append(done)
         value = metric if metric is not None else float(epoch)
         if self.best is None or value > self.best[1]:
             self.best = (epoch, value, self.learner.state())
-        held = "" if metric is None else f", {self.metric} of {len(self.held_out)} held out {100 * metric:.1f}"
-        left = (len(self.plan) - 1 - epoch) * seconds
-        speed = f", {self.passes[-1].tokens_per_second:,.0f} tokens/s, {left:.0f} s left" if epoch else ""
-        self.say(f"{self.settings.method} pass {epoch}: loss {loss:.3f}{held}{speed}")
+        self.accelerator.log(_tracked(done), step=epoch)
+        self.say(self._line(done))
 
-    def _measured(self) -> float | None:
-        if not self.held_out:
-            return None
+    def _line(self, done: Pass) -> str:
+        n_held = sum(len(lesson.held_out) for lesson in self.lessons)
+        held = "" if done.metric is None else f", {self._metrics()} of {n_held} held out {100 * done.metric:.1f}"
+        left = (len(self.plan) - 1 - done.epoch) * done.seconds
+        speed = f", {done.tokens_per_second:,.0f} tokens/s, {left:.0f} s left" if done.epoch else ""
+        each = [
+            f"{name} {loss:.3f}" + (f" and {100 * done.metrics[name]:.1f}" if name in done.metrics else "")
+            for name, loss in done.losses.items()
+        ]
+        apart = f" ({', '.join(each)})" if len(each) > 1 else ""
+        return f"{self.settings.method} pass {done.epoch}: loss {done.loss:.3f}{held}{apart}{speed}"
+
+    def _metrics(self) -> str:
+        return ", ".join(dict.fromkeys(lesson.metric for lesson in self.lessons))
+
+    def _by_name(self, values: Iterable[T]) -> dict[str, T]:
+        return {lesson.name: value for lesson, value in zip(self.lessons, values, strict=True)}
+
+    def _measured(self) -> dict[str, float]:
+        """The metric of those held out, by the name of their task; of the tasks that hold somebody out."""
         self.learner.place()
-        users = [_judged(self.tuned, example) for example in self.held_out]
-        measured = measure_all([self.metric], users, Shelf())
-        if self.metric in measured.of_run:
-            return float(measured.of_run[self.metric].value)
-        return float(np.nanmean(measured.per_user[self.metric]))
+        pairs = zip(self.lessons, self.tuned, strict=True)
+        return {lesson.name: lesson.measured(tuned) for lesson, tuned in pairs if lesson.held_out}
 
     def _waited_enough(self) -> bool:
         assert self.best is not None, "measured before the first pass"
-        return bool(self.held_out) and len(self.passes) - 1 - self.best[0] >= self.settings.patience
+        return self.passes[0].metric is not None and len(self.passes) - 1 - self.best[0] >= self.settings.patience
 
     def _end(self) -> Tuned:
         assert self.best is not None, "measured before the first pass"
@@ -341,32 +334,24 @@ class _Training:
         self.learner.end()
         forgotten = None if self.earlier_loss is None else (self.earlier_loss, self._loss_of_earlier())
         n_weights = sum(weights.numel() for weights in self.learner.parameters().values())
-        found = Tuned(
-            self.tuned,
-            self.learner,
-            self.settings,
-            tuple(self.passes),
-            self.zero_shot_loss,
-            epoch,
-            n_weights,
-            forgotten,
-        )
+        settings, passes = self.settings, tuple(self.passes)
+        found = Tuned(self.lessons, self.tuned, self.learner, settings, passes, epoch, n_weights, forgotten)
         if not found.learned:
             self.say(
                 f"{self.settings.method} did not learn: no pass had a lower loss than the untrained model's "
-                f"{self.zero_shot_loss:.3f}; try another learning rate or more passes"
+                f"{found.zero_shot_loss:.3f}; try another learning rate or more passes"
             )
+        elif found.not_learned:
+            self.say(f"{self.settings.method} did not learn {', '.join(found.not_learned)}, but the others")
         return found
 
     # --- to go on after an interruption ------------------------------------------------------------------------------
 
     def _identity(self) -> str:
         """What a checkpoint must agree with: settings, questions, answers, model."""
-        people = [(one.query.user_id, _ids(one.query), one.relevant) for one in self.examples]
-        held = [one.query.user_id for one in self.held_out]
         files = self.backend.files
         earlier = None if self.earlier is None else (self.earlier.pull, *map(_digest, self.earlier.tensors.values()))
-        whole = (self.settings.to_dict(), people, held, self.start.template.ref.sha256, files and files.sha256, earlier)
+        whole = (self.settings.to_dict(), [*map(_content, self.lessons)], files and files.sha256, earlier)
         return sha256(repr(whole).encode()).hexdigest()
 
     def _save(self, folder: Path | None) -> None:
@@ -378,7 +363,7 @@ class _Training:
             "weights": self.learner.state(),
             "best": self.best[2],
             "optimizer": checkpoint.optimizer_tensors(self.optimizer),
-            "chance": {"torch": torch.get_rng_state(), "log_scale": self.log_scale.detach()},
+            "chance": {"torch": torch.get_rng_state(), "log_scales": self.log_scales.detach()},
         }
         note = {
             "identity": self._identity(),
@@ -397,7 +382,7 @@ class _Training:
         self.learner.restore(groups["weights"])
         checkpoint.restore_optimizer(self.optimizer, groups.get("optimizer", {}))  # none before the first step
         with torch.no_grad():
-            self.log_scale.copy_(groups["chance"]["log_scale"])
+            self.log_scales.copy_(groups["chance"]["log_scales"])
         self.passes = [Pass(**done) for done in note["passes"]]
         n_done = self.n_batches * (len(self.passes) - 1)  # a checkpoint is written between passes
         self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": n_done})
@@ -414,10 +399,25 @@ def _rate(step: int, *, n_steps: int) -> float:
     return (step + 1) / rising if step < rising else max(0.0, (n_steps - step) / max(1, n_steps - rising))
 
 
-def _instruction(recommender: Recommender) -> str:
-    """Words that virtual tokens begin as: what the template is for."""
-    domain = recommender.domain
-    return f"{recommender.template.front.description} Which {domain.plural} will the person {domain.verb} next?\n"
+def _kind(draw: Draw) -> tuple[int, int]:
+    return draw.task, draw.turn
+
+
+def _instruction(recommenders: Sequence[Recommender]) -> str:
+    """Words that virtual tokens begin as: what the templates are for."""
+    told = (
+        f"{one.template.front.description} Which {one.domain.plural} will the person {one.domain.verb} next?\n"
+        for one in recommenders
+    )
+    return "".join(dict.fromkeys(told))
+
+
+def _tracked(done: Pass) -> Mapping[str, float]:
+    """What trackers are told of a pass: numbers under the names of tasks, and nothing of a person."""
+    held = {} if done.metric is None else {"held_out": done.metric}
+    losses = {f"loss/{name}": loss for name, loss in done.losses.items() if len(done.losses) > 1}
+    metrics = {f"held_out/{name}": metric for name, metric in done.metrics.items() if len(done.losses) > 1}
+    return {"loss": done.loss, **held, "tokens_per_second": done.tokens_per_second, **losses, **metrics}
 
 
 def _next_title(recommender: Recommender, query: Query, rng: np.random.Generator) -> torch.Tensor:
@@ -432,25 +432,9 @@ def _digest(values: torch.Tensor) -> str:
     return sha256(values.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
 
 
-def _ids(query: Query) -> list[str]:
-    return [item.id for item in query.candidates]
-
-
-def _judged(recommender: Recommender, example: Example) -> UserScores:
-    """An example as metrics want it."""
-    query = example.query
-    try:
-        scores = np.asarray(recommender.scores(recommender.answers(query)), dtype=float)
-    except BudgetError as error:
-        raise BudgetError(f"held out: {error}") from error
-    marks = np.zeros(len(query.candidates), dtype=bool)
-    marks[list(example.relevant)] = True
-    return UserScores(
-        query.user_id,
-        scores,
-        marks,
-        len(example.relevant),
-        tuple(_ids(query)),
-        tuple(seen.item.id for seen in query.history),
-        None,
-    )
+def _content(lesson: Lesson) -> tuple[Any, ...]:
+    """What a lesson asks, of whom, and how: all that decides what is learnt from it."""
+    asks = lesson.recommender.template.ref.sha256
+    people = [(one.query.user_id, [item.id for item in one.query.candidates], one.relevant) for one in lesson.examples]
+    held = [one.query.user_id for one in lesson.held_out]
+    return lesson.name, lesson.loss, lesson.negatives, lesson.metric, asks, people, held

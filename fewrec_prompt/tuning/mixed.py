@@ -78,7 +78,9 @@ def load(folder: Path, rows: Mapping[str, Recommender], *, force: bool = False) 
     forced = [
         f"{name}: {what}"
         for name, row in rows.items()
-        for what in adapters.check_bindings(replace(adapter, bound=adapter.bound[name]), row, force=force)
+        for what in adapters.check_bindings(
+            replace(adapter, bound={name: adapter.bound[name]}), row, force=force
+        ).broken
     ]
     mix = Mix.from_tensors({name: values.numpy() for name, values in adapter.tensors.items()}, adapter.about["mix"])
     return mix, {"name": folder.name, "method": METHOD, "sha256": adapter.sha256, "forced": forced}

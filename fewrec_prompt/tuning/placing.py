@@ -33,6 +33,7 @@ class Adapted:
 
     recommender: Recommender
     adapter: Adapter
+    task: str  # which of those that were learnt together it stands for
     forced: tuple[str, ...]  # bindings that did not hold and were overruled
     apart: float  # nats: how far its saved questions score from what they did
 
@@ -50,10 +51,10 @@ def adapted(recommender: Recommender, folder: Path | str, *, force: bool = False
     get other scores than they got.
     """
     adapter = read(Path(folder))
-    forced = check_bindings(adapter, recommender, force=force)
+    held = check_bindings(adapter, recommender, force=force)
     made = _placed(adapter, recommender)
-    apart = 0.0 if forced else check_probes(adapter, made)
-    return Adapted(made, adapter, tuple(forced), apart)
+    apart = 0.0 if held.broken else check_probes(adapter, held.task, made)
+    return Adapted(made, adapter, held.task, held.broken, apart)
 
 
 def _placed(adapter: Adapter, recommender: Recommender) -> Recommender:

@@ -25,7 +25,8 @@ class Settings:
     `tokens` belongs to the virtual tokens, `rank` and `targets` (which linear layers) to the low-rank methods. `batch`
     is people a step. `warm_up` are passes over the histories alone, as plain modelling of the next title, before any
     answer is learnt from; `held_out` is the share of people that early stopping looks at, and `patience` how many
-    passes may go by without a better one. Raises FewrecError for values that cannot be meant.
+    passes may go by without a better one. `temperature` says how evenly several tasks are drawn (mixture.py): 1 in
+    proportion to their people, a large one each as often. Raises FewrecError for values that cannot be meant.
     """
 
     method: MethodName = "soft-prompt"
@@ -43,6 +44,7 @@ class Settings:
     warm_up: int = 0
     held_out: float = 0.25
     patience: int = 2
+    temperature: float = 1.0
     seed: int = 0
     checkpointing: bool = False
 
@@ -59,27 +61,13 @@ class Settings:
             raise FewrecError("gradient checkpointing drops keys and values, which is what 'prefix' learns; leave one")
 
     def complete(self) -> Settings:
-        """The same with the method's own numbers in the place of None."""
+        """The same with the method's own learning rate and passes in the place of None."""
         rate, epochs = DEFAULTS[self.method]
         return replace(
             self,
-            loss=self.loss or "listwise",
-            negatives=self.negatives or "given",
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
             epochs=epochs if self.epochs is None else self.epochs,
         )
-
-    @property
-    def loss_name(self) -> LossName:
-        """The loss of complete settings."""
-        assert self.loss is not None, "settings are completed first"
-        return self.loss
-
-    @property
-    def negatives_name(self) -> NegativesName:
-        """The negatives of complete settings."""
-        assert self.negatives is not None, "settings are completed first"
-        return self.negatives
 
     @property
     def rate(self) -> float:
@@ -123,6 +111,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "warm_up": (0, 100),
     "held_out": (0.0, 0.5),
     "patience": (1, 1000),
+    "temperature": (1.0, 1e6),
 }
 CLASSIFIERS: Mapping[str, MethodName | None] = {  # and what learns in the model below them
     "head": None,

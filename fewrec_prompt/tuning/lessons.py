@@ -1,0 +1,81 @@
+"""What one task brings to a training, and how well a recommender does on its people.
+
+One task is a list of one. Which people they are is decided above; how often each is drawn, in mixture.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fewrec_prompt.data.training import Training
+from fewrec_prompt.errors import BudgetError, DataError
+from fewrec_prompt.metrics import Shelf, UserScores, measure_all
+from fewrec_prompt.recommender import Recommender, check_trains
+from fewrec_prompt.tuning.examples import Example
+from fewrec_prompt.tuning.losses import LossName, best_scale, check_answers
+from fewrec_prompt.tuning.settings import NegativesName
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A task to learn: how it asks, whom it is learnt from, and how.
+
+    `held_out` are people on whom `metric` is measured after each pass, `training` is where negatives are drawn from, `earlier` are
+    the people of an earlier round, on whom is measured what was forgotten.
+    """
+
+    recommender: Recommender
+    examples: tuple[Example, ...]
+    held_out: tuple[Example, ...] = ()
+    training: Training | None = None
+    loss: LossName = "listwise"
+    negatives: NegativesName = "given"
+    metric: str = "nDCG@10"
+    earlier: tuple[Example, ...] = ()
+    name: str = ""
+
+    def check(self, *, warm_up: bool) -> None:
+        """Raises DataError for examples that the loss cannot use, or a template that a warm-up cannot."""
+        check_trains(self.recommender.verbalizer, self.recommender.calibration)
+        kind = self.recommender.verbalizer.kind
+        if warm_up and kind != "complete":
+            raise DataError(f"a warm-up models the next title, which takes a template of kind 'complete', not {kind!r}")
+        for example in self.examples:
+            query = example.query
+            check_answers(self.loss, len(query.candidates), len(example.relevant), query.user_id)
+
+    def suited(self, recommender: Recommender, people: Sequence[Example]) -> tuple[float, float]:
+        """(log of the scale that suits a recommender's scores best, its mean loss on these people at it, in nats)."""
+        scores = [np.asarray(recommender.scores(recommender.answers(one.query))) for one in people]
+        return best_scale(self.loss, scores, [one.relevant for one in people])
+
+    def measured(self, recommender: Recommender) -> float:
+        """The task's metric of the people held out, a fraction."""
+        users = [judged(recommender, example) for example in self.held_out]
+        found = measure_all([self.metric], users, Shelf())
+        if self.metric in found.of_run:
+            return float(found.of_run[self.metric].value)
+        return float(np.nanmean(found.per_user[self.metric]))
+
+
+def judged(recommender: Recommender, example: Example) -> UserScores:
+    """An example as metrics want it."""
+    query = example.query
+    try:
+        scores = np.asarray(recommender.scores(recommender.answers(query)), dtype=float)
+    except BudgetError as error:
+        raise BudgetError(f"held out: {error}") from error
+    marks = np.zeros(len(query.candidates), dtype=bool)
+    marks[list(example.relevant)] = True
+    return UserScores(
+        query.user_id,
+        scores,
+        marks,
+        len(example.relevant),
+        tuple(item.id for item in query.candidates),
+        tuple(seen.item.id for seen in query.history),
+        None,
+    )

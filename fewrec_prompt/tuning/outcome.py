@@ -1,0 +1,75 @@
+"""What a training came to: its passes, and the recommenders as they learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.tuning.lessons import Lesson
+from fewrec_prompt.tuning.methods import Learner
+from fewrec_prompt.tuning.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass over the tasks. Losses and metrics of all of them, and of each by its name."""
+
+    epoch: int  # 0: before learning
+    of: str  # start, histories (plain modelling of the next title) or answers
+    losses: Mapping[str, float]  # mean over the draws of a task, in nats
+    loss: float  # their mean, each task by its share of a pass
+    metrics: Mapping[str, float]  # of those held out, fractions; of the tasks that hold somebody out
+    metric: float | None  # their mean, each task alike; None where nobody is held out
+    seconds: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What training came to: a recommender for each task, over the same weights, and how it went."""
+
+    lessons: tuple[Lesson, ...]
+    recommenders: tuple[Recommender, ...]  # of each lesson
+    learner: Learner
+    settings: Settings
+    passes: tuple[Pass, ...]
+    best_epoch: int
+    n_weights: int
+    earlier_loss: tuple[float, float] | None = None  # of the earlier round's people, before this round and after it
+
+    @property
+    def recommender(self) -> Recommender:
+        """The recommender of the first task, or of the only one."""
+        return self.recommenders[0]
+
+    @property
+    def zero_shot_loss(self) -> float:
+        """Of the untrained recommenders on the same examples, each at the scale that suits it best."""
+        return self.passes[0].loss
+
+    @property
+    def learned(self) -> bool:
+        """Whether the training loss over all tasks beat that of the untrained recommenders."""
+        return any(done.loss < self.zero_shot_loss for done in self.passes if done.of == "answers")
+
+    @property
+    def not_learned(self) -> list[str]:
+        """The tasks whose own loss no pass brought below the untrained recommender's."""
+        done = [one for one in self.passes if one.of == "answers"]
+        start = self.passes[0].losses
+        return [name for name, loss in start.items() if not any(one.losses[name] < loss for one in done)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: everything but the weights."""
+        return {
+            "settings": self.settings.to_dict(),
+            "passes": [asdict(done) for done in self.passes],
+            "zero_shot_loss": self.zero_shot_loss,
+            "learned": self.learned,
+            "not_learned": self.not_learned,
+            "best_epoch": self.best_epoch,
+            "n_weights": self.n_weights,
+            "earlier_loss": self.earlier_loss,
+        }

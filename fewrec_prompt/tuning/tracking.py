@@ -1,0 +1,60 @@
+"""Experiment trackers that are told how a training goes, pass by pass, through accelerate. None by default.
+
+They are told numbers, settings and names of tasks: no text, no id of a person, no path. What a tracker records by
+itself (host, program, git commit) is that tracker's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, get_available_trackers
+
+from fewrec_prompt.errors import FewrecError, did_you_mean
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+Tracker: TypeAlias = TrackerName | GeneralTracker
+PROJECT = "fewrec-prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """Who is told, the name they know the training by, and the folder of those that write files of their own.
+
+    A tracker is one of accelerate's by its name, or any `accelerate.tracking.GeneralTracker`. Raises FewrecError for an
+    unknown name, and for one that is not installed.
+    """
+
+    trackers: Sequence[Tracker] = ()
+    name: str = ""
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        for tracker in self.trackers:
+            if isinstance(tracker, str):
+                _check(tracker)
+
+    @contextmanager
+    def to_them(self, about: Mapping[str, Any], *, cpu: bool) -> Iterator[Accelerator]:
+        """An accelerator whose `log` tells them; they are done when the block ends, however it does."""
+        accelerator = Accelerator(cpu=cpu, log_with=list(self.trackers) or None, project_dir=self.folder)
+        own = {"wandb": {"name": self.name}, "mlflow": {"run_name": self.name}}
+        accelerator.init_trackers(PROJECT, {key: value for key, value in about.items() if value is not None}, own)
+        try:
+            yield accelerator
+        finally:
+            for tracker in accelerator.trackers:  # `end_training` would end the processes' group, too
+                tracker.finish()
+
+
+def _check(name: str) -> None:
+    known = get_args(TrackerName)
+    if name not in known:
+        raise FewrecError(f"unknown tracker {name!r}; {did_you_mean(name, known)}")
+    if name not in [str(one) for one in get_available_trackers()]:
+        raise FewrecError(f"the tracker {name!r} is not installed: pip install {name}, or leave --track out")
