@@ -23,8 +23,8 @@ from fewrec_prompt.tuning.settings import NegativesName
 class Lesson:
     """A task to learn: how it asks, whom it is learnt from, and how.
 
-    `held_out` are people on whom `metric` is measured after each pass, `training` is where negatives are drawn from, `earlier` are
-    the people of an earlier round, on whom is measured what was forgotten.
+    `held_out` are people on whom `metric` is measured after each pass, `training` is where negatives are drawn from,
+    `earlier` are the people of an earlier round, on whom is measured what was forgotten.
     """
 
     recommender: Recommender
