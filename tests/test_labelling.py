@@ -130,7 +130,7 @@ def test_what_was_saved_scores_as_it_did(method: str, task: tasks.Task, model: P
     assert np.array_equal(scores(task, start), untuned)
     assert np.abs(untuned - learnt).max() > 1e-3
     assert found.apart < 1e-5
-    assert len(found.adapter.probes) == adapters.N_PROBES
+    assert len(found.adapter.probes["tiny"]) == adapters.N_PROBES
 
 
 def test_a_recommender_is_loaded_with_it(task: tasks.Task, model: Path, made: dict) -> None:
@@ -157,7 +157,7 @@ def test_nothing_but_numbers_is_kept(made: dict) -> None:
         PREFIX + name for name in ("weights", "bias", "centre", "spread")
     }
     note = json.loads((made["head-lora"][0] / NOTE).read_text())
-    assert note["bound"]["template"]["name"] == "judge"
+    assert note["bound"]["tiny"]["template"]["name"] == "judge"
     assert note["about"]["settings"]["method"] == "head-lora"
 
 

@@ -357,4 +357,4 @@ def test_the_command_takes_several_tasks(model: Path, here: Path) -> None:
     assert "3 + 2" in listed.output
     refused = run(app, ["tune", "tiny", "books", "--search", "2", "--out", "a/y", *plain])
     assert refused.exit_code != 0
-    assert "--search and mix learn from one task" in str(refused.exception)
+    assert "--search, mix and classifiers learn from one task" in str(refused.exception)

@@ -1,7 +1,7 @@
 """Experiment trackers that are told how a training goes, pass by pass, through accelerate. None by default.
 
-They are told numbers, settings and names of tasks: no text, no id of a person, no path. What a tracker records by
-itself (host, program, git commit) is that tracker's own.
+They are told numbers, settings, names of tasks and what the training is called: no text, no id of a person, no path.
+What a tracker records by itself (host, program, git commit) is that tracker's own.
 """
 
 from __future__ import annotations
