@@ -150,6 +150,9 @@ def test_the_best_pass_is_that_of_the_mean_over_tasks() -> None:
     means = [float(np.mean([*done.metrics.values()])) for done in tuned.passes]
     assert [done.metric for done in tuned.passes] == means
     assert tuned.best_epoch == means.index(max(means))
+    mixed = tune_together([films, replace(books, metric="MRR")], replace(how, epochs=1))
+    assert mixed.passes[0].metrics["films"] == tuned.passes[0].metrics["films"]
+    assert mixed.passes[0].metrics["books"] == replace(books, metric="MRR").measured(books.recommender)
     partly = tune_together([films, replace(books, held_out=())], how)
     assert all(set(done.metrics) == {"films"} for done in partly.passes), "who holds nobody out is not in the mean"
 

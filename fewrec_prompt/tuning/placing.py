@@ -33,7 +33,6 @@ class Adapted:
 
     recommender: Recommender
     adapter: Adapter
-    task: str  # which of those that were learnt together it stands for
     forced: tuple[str, ...]  # bindings that did not hold and were overruled
     apart: float  # nats: how far its saved questions score from what they did
 
@@ -54,7 +53,7 @@ def adapted(recommender: Recommender, folder: Path | str, *, force: bool = False
     held = check_bindings(adapter, recommender, force=force)
     made = _placed(adapter, recommender)
     apart = 0.0 if held.broken else check_probes(adapter, held.task, made)
-    return Adapted(made, adapter, held.task, held.broken, apart)
+    return Adapted(made, adapter, held.broken, apart)
 
 
 def _placed(adapter: Adapter, recommender: Recommender) -> Recommender:
