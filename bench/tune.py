@@ -28,7 +28,7 @@ from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.evaluation import Options
 from fewrec_prompt.few_shot import recommender_of, shots_of
 from fewrec_prompt.recommender import Recommender
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.settings import Settings

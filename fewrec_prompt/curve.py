@@ -37,7 +37,8 @@ from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.runs import dump
 from fewrec_prompt.score_cache import ScoreCache, score_cache
 from fewrec_prompt.scoring import Asking, Scored
-from fewrec_prompt.tasks import RowSettings, Task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning.features import prior_of
 from fewrec_prompt.tuning.mix import fit
 from fewrec_prompt.tuning.mixed import MixRecommender, all_features

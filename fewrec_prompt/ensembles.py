@@ -17,7 +17,7 @@ import numpy as np
 
 from fewrec_prompt import scoring
 from fewrec_prompt.scoring import Log, Row, Scored
-from fewrec_prompt.tasks import EnsembleSettings
+from fewrec_prompt.task_settings import EnsembleSettings
 from fewrec_prompt.tuning.features import POPULARITY
 from fewrec_prompt.types import Query, Ranking
 

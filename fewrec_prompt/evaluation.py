@@ -36,7 +36,8 @@ from fewrec_prompt.score_cache import score_cache
 from fewrec_prompt.scoring import Job, Progress, Row, Scored, silent
 from fewrec_prompt.significance import bootstrap_interval
 from fewrec_prompt.slices import item_groups
-from fewrec_prompt.tasks import EnsembleSettings, RowSettings, Task
+from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
+from fewrec_prompt.tasks import Task
 from fewrec_prompt.templates import Template
 from fewrec_prompt.types import Kind, Query, Ranking
 

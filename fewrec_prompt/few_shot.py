@@ -23,7 +23,8 @@ from fewrec_prompt.display import MAIN, main_metric
 from fewrec_prompt.errors import AdapterError, DataError, TaskError
 from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.recommender import Recommender, choose
-from fewrec_prompt.tasks import RowSettings, Task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.examples import Example, drawn, examples_of, parted
 from fewrec_prompt.tuning.lessons import Lesson

@@ -18,7 +18,8 @@ from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.few_shot import about_of, check_free, recommender_of, shots_of
 from fewrec_prompt.recommender import Recommender
-from fewrec_prompt.tasks import RowSettings, Task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.classifiers import ClassifierTuned, learn
 from fewrec_prompt.tuning.classifying import KINDS, Labelled, check_kind, likes, n_classes_of, ratings

@@ -15,7 +15,8 @@ from fewrec_prompt.few_shot import check_free, default_row, shots_of
 from fewrec_prompt.runs import Unit
 from fewrec_prompt.score_cache import score_cache
 from fewrec_prompt.scoring import Row
-from fewrec_prompt.tasks import RowSettings, Task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import mixed
 from fewrec_prompt.tuning.features import prior_of
 from fewrec_prompt.tuning.mix import Mix, fit

@@ -33,7 +33,8 @@ from fewrec_prompt.records import versions
 from fewrec_prompt.runs import run_store
 from fewrec_prompt.scoring import Progress, Row, Scored, silent
 from fewrec_prompt.significance import Interval, paired_interval
-from fewrec_prompt.tasks import RowSettings, Task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import Task
 from fewrec_prompt.types import Domain, Query, Ranking, TokenLogprobs
 
 METRIC = "nDCG@10"

@@ -26,7 +26,8 @@ from fewrec_prompt.runs import run_store
 from fewrec_prompt.scoring import Progress, Scored, silent
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.significance import Floats, Interval, bootstrap_interval, paired_interval
-from fewrec_prompt.tasks import DomainSettings, Task
+from fewrec_prompt.task_settings import DomainSettings
+from fewrec_prompt.tasks import Task
 from fewrec_prompt.text import shown_title
 from fewrec_prompt.types import Item, Query, Ranking
 from fewrec_prompt.verbalizers import InGroups

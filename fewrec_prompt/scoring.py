@@ -25,7 +25,7 @@ from fewrec_prompt.recommender import Answers, Chosen, Ranker, Recommender, labe
 from fewrec_prompt.rendering import Render
 from fewrec_prompt.runs import RunStore, Source, Unit
 from fewrec_prompt.score_cache import ScoreCache
-from fewrec_prompt.tasks import EnsembleSettings, RowSettings
+from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
 from fewrec_prompt.types import Domain, Kind, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import AnyVerbalizer, InGroups
 

@@ -43,7 +43,8 @@ from fewrec_prompt.runs import RunStore, dump, finished, own_folder, run_store
 from fewrec_prompt.scoring import Job, Progress, Row, silent
 from fewrec_prompt.significance import Choice, Floats, Interval, bootstrap_interval, bootstrap_intervals, choice
 from fewrec_prompt.space import Grid, Space, Trial, grid, run_trials
-from fewrec_prompt.tasks import BASELINES, RowSettings, Task
+from fewrec_prompt.task_settings import BASELINES, RowSettings
+from fewrec_prompt.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd

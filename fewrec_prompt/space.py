@@ -15,7 +15,7 @@ from fewrec_prompt import templates, verbalizers
 from fewrec_prompt.calibration import NAMES, WEIGHED, Calibration, CalibrationName
 from fewrec_prompt.errors import TaskError, did_you_mean
 from fewrec_prompt.seeds import rng_for
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.verbalizers import Length, Orders
 
 if TYPE_CHECKING:

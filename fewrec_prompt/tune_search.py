@@ -23,7 +23,8 @@ from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.few_shot import default_row, fitting, recommender_of, shots_of, trainable, tune_task
 from fewrec_prompt.files import write_text
 from fewrec_prompt.runs import dump
-from fewrec_prompt.tasks import RowSettings, Task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning.examples import SMALLEST_SPLIT
 from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.outcome import Tuned

@@ -20,7 +20,8 @@ from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.errors import FewrecError
 from fewrec_prompt.evaluation import Load, Options, Run, evaluate, load_backend
 from fewrec_prompt.scoring import Progress, silent
-from fewrec_prompt.tasks import RowSettings, Task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import Task
 
 POLL_SECONDS = 0.2
 Seen: TypeAlias = Mapping[Path, str | None]

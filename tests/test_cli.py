@@ -25,7 +25,8 @@ from fewrec_prompt.cli.bench import _row
 from fewrec_prompt.cli.evaluation import _paired, _readings
 from fewrec_prompt.cli.ranking import spread_lists
 from fewrec_prompt.errors import FewrecError
-from fewrec_prompt.tasks import RowSettings, load_task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = '{#\nkind = "complete"\ndescription = "d"\nsource = "s"\nverbalizer = "title"\n#}\n'

@@ -22,7 +22,8 @@ from fewrec_prompt.comparison import compare
 from fewrec_prompt.errors import RunError
 from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.significance import detectable, permutation_p
-from fewrec_prompt.tasks import RowSettings, load_task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import load_task
 
 JUDGE = RowSettings(prompt="judge")
 METRICS = ("nDCG@10", "AUC", "coverage@2", "pooled-AUC", "Brier")

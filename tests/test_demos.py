@@ -114,7 +114,7 @@ def test_examples_that_everybody_sees_are_computed_once() -> None:
 
 def test_rows_that_show_other_examples_share_no_answers() -> None:
     from fewrec_prompt.scoring import Row
-    from fewrec_prompt.tasks import RowSettings
+    from fewrec_prompt.task_settings import RowSettings
 
     shown = with_demos(recommender("complete"), EXAMPLES, "random", 2)
     other = replace(shown, demos=Demos(POOL, "random", 2, seed=3))

@@ -19,7 +19,8 @@ from fewrec_prompt.errors import TaskError
 from fewrec_prompt.evaluation import Options, Run, evaluate
 from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.sharing import export
-from fewrec_prompt.tasks import EnsembleSettings, RowSettings, load_task
+from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
+from fewrec_prompt.tasks import load_task
 from fewrec_prompt.types import Item, Query, Ranking
 
 PLAIN, FILMS = RowSettings(prompt="complete"), RowSettings(prompt="films-complete")

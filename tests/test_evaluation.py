@@ -20,7 +20,8 @@ from fewrec_prompt.backends.toy import ToyBackend
 from fewrec_prompt.errors import RunError, TaskError, TemplateError, VerbalizerError
 from fewrec_prompt.evaluation import Options, Run, evaluate
 from fewrec_prompt.recommender import Recommender, choose
-from fewrec_prompt.tasks import RowSettings, Task, load_task
+from fewrec_prompt.task_settings import METRICS, RowSettings
+from fewrec_prompt.tasks import Task, load_task
 from fewrec_prompt.types import Question, TokenLogprobs
 
 PMI = RowSettings(prompt="complete", calibrate="pmi", alpha=0.6)
@@ -74,7 +75,7 @@ def test_run_json_has_the_keys_that_are_promised(tmp_path: Path) -> None:
     for row in record["rows"]:
         assert {"name", "prompt", "verbalizer", "calibration", "n_users", "ms_per_user", "metrics"} <= row.keys()
         assert row["n_users"] == 4
-        assert set(row["metrics"]) == set(tasks.METRICS)
+        assert set(row["metrics"]) == set(METRICS)
         for metric in row["metrics"].values():
             assert set(metric) == {"value", "low", "high"}
             assert 0 <= metric["low"] <= metric["value"] <= metric["high"] <= 1  # fractions

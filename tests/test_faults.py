@@ -32,7 +32,8 @@ from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.logged import pack
 from fewrec_prompt.runs import Unit, run_store
 from fewrec_prompt.seeds import rng_for
-from fewrec_prompt.tasks import RowSettings, load_task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import load_task
 
 ROWS = (PLAIN, PMI, RowSettings(prompt="choose", calibrate="pmi"), RowSettings(prompt="judge"))  # 30 units
 STORE = """

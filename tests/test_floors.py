@@ -28,7 +28,18 @@ FLOORS = (
     ("backends", "catalogue"),  # 3 models
     ("recommender", "rendering", "baselines", "tuning"),  # 4 recommenders
     (  # 5 studies
-        *("tasks", "scoring", "records", "evaluation", "runs", "parity", "finished", "comparison", "report"),
+        *(
+            "tasks",
+            "task_settings",
+            "scoring",
+            "records",
+            "evaluation",
+            "runs",
+            "parity",
+            "finished",
+            "comparison",
+            "report",
+        ),
         *("collection", "sharing", "published", "space", "searching", "probes", "watch"),
         *("few_shot", "tune_search", "curve", "curve_table", "cells", "ensembles", "mixing", "labelling"),
         "inspection",

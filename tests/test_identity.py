@@ -28,7 +28,7 @@ from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
 from fewrec_prompt.calibration import Calibration
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.score_cache import ScoreCache
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.types import Domain, Interaction, Item, Query, TokenLogprobs
 
 PMI = Calibration("pmi", 0.6)

@@ -17,7 +17,7 @@ from fewrec_prompt import score_cache
 from fewrec_prompt.backends import Identity
 from fewrec_prompt.errors import VerbalizerError
 from fewrec_prompt.evaluation import Run, evaluate
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.types import Question, TokenLogprobs
 
 JUDGE = RowSettings(prompt="judge")

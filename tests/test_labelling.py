@@ -29,7 +29,7 @@ from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.few_shot import recommender_of, shots_of
 from fewrec_prompt.labelling import labels_of, tune_classifier
 from fewrec_prompt.recommender import Recommender
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.adapters import NOTE, WEIGHTS
 from fewrec_prompt.tuning.classifiers import PREFIX, ClassifierTuned

@@ -15,7 +15,8 @@ from fewrec_prompt.cli import app
 from fewrec_prompt.errors import AdapterError, TaskError
 from fewrec_prompt.evaluation import Options, check, evaluate, members_of
 from fewrec_prompt.mixing import tune_mix
-from fewrec_prompt.tasks import EnsembleSettings, RowSettings, load_task
+from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
+from fewrec_prompt.tasks import load_task
 from fewrec_prompt.tuning import mixed
 
 PMI, JUDGE = RowSettings(prompt="complete", calibrate="pmi", alpha=0.5), RowSettings(prompt="judge")

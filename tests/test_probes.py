@@ -17,7 +17,8 @@ from test_kept_answers import Named
 from fewrec_prompt import evaluation, probes
 from fewrec_prompt.evaluation import Options
 from fewrec_prompt.probes import CHANGES, Probe, Probed, tau, with_typo
-from fewrec_prompt.tasks import RowSettings, load_task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import load_task
 from fewrec_prompt.types import Item, Question
 
 CHOOSE, PLAIN = RowSettings(prompt="choose"), RowSettings(prompt="complete")

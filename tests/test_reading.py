@@ -21,7 +21,7 @@ from fewrec_prompt.evaluation import Run, evaluate
 from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.score_cache import Kept
 from fewrec_prompt.scoring import Asking
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.types import Question, TokenLogprobs
 
 CONTEXTUAL = RowSettings(prompt="complete", calibrate="contextual")

@@ -22,7 +22,8 @@ from fewrec_prompt.errors import RunError
 from fewrec_prompt.evaluation import Options, Run, evaluate
 from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.report import figures, people, rows
-from fewrec_prompt.tasks import RowSettings, load_task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import load_task
 from fewrec_prompt.types import Question
 
 HOME = Path(__file__).parent.parent

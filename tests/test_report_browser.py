@@ -12,7 +12,7 @@ from test_report import ASKED, EVIL, HOME, many, run_in
 
 from fewrec_prompt import report
 from fewrec_prompt.finished import FinishedRun
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.task_settings import RowSettings
 
 MEASURE = """
 (() => {

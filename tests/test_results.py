@@ -14,7 +14,7 @@ from fewrec_prompt import cli, evaluation, tasks
 from fewrec_prompt.errors import TaskError
 from fewrec_prompt.evaluation import evaluate
 from fewrec_prompt.finished import FinishedRun
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.task_settings import RowSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 OTHERS = (

@@ -23,7 +23,7 @@ from fewrec_prompt import runs
 from fewrec_prompt.errors import LockedError, RunError, StorageError
 from fewrec_prompt.evaluation import evaluate
 from fewrec_prompt.runs import Unit, run_store
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.task_settings import RowSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = {"task": "t", "settings": {"seed": 0, "description": "d"}, "numerics": {"precision": "fp32", "reason": "r"}}

@@ -22,7 +22,8 @@ from fewrec_prompt.errors import FewrecError, RunError, TaskError, VerbalizerErr
 from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.searching import Search, search
 from fewrec_prompt.space import Space
-from fewrec_prompt.tasks import RowSettings, load_task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACE = Space(prompts=("choose", "judge"), alphas=(0.3, 0.6, 1.0))

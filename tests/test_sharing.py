@@ -21,7 +21,8 @@ from fewrec_prompt.errors import RunError, StorageError
 from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.sharing import export
-from fewrec_prompt.tasks import METRICS, RowSettings, load_task
+from fewrec_prompt.task_settings import METRICS, RowSettings
+from fewrec_prompt.tasks import load_task
 
 TITLES = [f"The Confidential Picture {number}" for number in range(40)]
 ITEMS = [f"item-number-{number}" for number in range(40)]

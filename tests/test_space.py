@@ -9,7 +9,7 @@ import pytest
 
 from fewrec_prompt.errors import TaskError
 from fewrec_prompt.space import ALPHAS, Space, grid, run_trials
-from fewrec_prompt.tasks import RowSettings
+from fewrec_prompt.task_settings import RowSettings
 
 OWN = (RowSettings(prompt="complete", verbalizer="title"), RowSettings(prompt="judge", verbalizer="yes-no"))
 WIDE = Space(prompts=("complete", "judge", "choose"), alphas=Space.between(0, 1), lengths=("sum", "mean"))

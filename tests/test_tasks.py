@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fewrec_prompt import tasks
 from fewrec_prompt.errors import DataError, TaskError
 from fewrec_prompt.evaluation import Options
+from fewrec_prompt.task_settings import METRICS
 from fewrec_prompt.tasks import Task, load_queries, load_task
 
 ITEMS = {"a": "NA", "b": "", "c": "Heat", "d": "Heat", "e": "Ronin, or not", "f": "Up"}
@@ -67,7 +67,7 @@ def test_data_alone_is_a_complete_task_in_every_form(tmp_path: Path, form: str) 
     assert [item.title for item in found.queries[0].candidates] == ["Heat", "item b", "Ronin, or not"]
     assert found.qrels == {"u1": {"b"}, "u2": {"f"}, "u3": {"a"}}
     assert found.popularity == {"a": 1, "b": 0, "c": 1, "d": 1, "e": 1, "f": 0}
-    assert task.settings.metrics == tasks.METRICS
+    assert task.settings.metrics == METRICS
     assert [(row.prompt, row.calibrate) for row in task.settings.rows] == [("complete", "none"), ("complete", "pmi")]
     assert task.settings.model == "smollm2-135m"
     assert task.domain.plural == "items"

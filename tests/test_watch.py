@@ -21,7 +21,8 @@ from test_kept_answers import Named
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.errors import TaskError, TemplateError
 from fewrec_prompt.evaluation import Options
-from fewrec_prompt.tasks import RowSettings, Task, load_task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tasks import Task, load_task
 from fewrec_prompt.watch import KeptModel, Watch, files_of
 
 ROOT = Path(__file__).resolve().parent.parent

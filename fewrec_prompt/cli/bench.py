@@ -13,7 +13,8 @@ from fewrec_prompt.cli.model_options import Device, Int8Threshold, Model, TokenB
 
 if TYPE_CHECKING:
     from fewrec_prompt.parity import Line, Moved
-    from fewrec_prompt.tasks import RowSettings, Task
+    from fewrec_prompt.task_settings import RowSettings
+    from fewrec_prompt.tasks import Task
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
 HEADS = (

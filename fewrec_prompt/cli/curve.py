@@ -47,7 +47,7 @@ def curve(
     from fewrec_prompt.curve import PICTURE
     from fewrec_prompt.curve import curve as run
     from fewrec_prompt.curve_table import heads, left_out, shown
-    from fewrec_prompt.tasks import RowSettings
+    from fewrec_prompt.task_settings import RowSettings
 
     found = Options(users=users, model=model).applied(tasks.load_task(task))
     folder = out or Path("curves") / found.name

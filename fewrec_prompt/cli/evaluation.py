@@ -25,7 +25,8 @@ from fewrec_prompt.errors import FewrecError, did_you_mean
 
 if TYPE_CHECKING:
     from fewrec_prompt.evaluation import Options, Run
-    from fewrec_prompt.tasks import EnsembleSettings, RowSettings, Task
+    from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
+    from fewrec_prompt.tasks import Task
     from fewrec_prompt.verbalizers import Length, Orders
     from fewrec_prompt.watch import Watch
 
@@ -197,7 +198,7 @@ def row_settings(
 
     Flags without --prompt change the prompts of the task's rows.
     """
-    from fewrec_prompt.tasks import RowSettings
+    from fewrec_prompt.task_settings import RowSettings
 
     if not (prompts or verbalizers or calibrations or alphas or length or orders):
         return None
@@ -215,7 +216,7 @@ def ensemble_settings(
     ensembles: list[str], calibrations: list[str], alphas: list[float], length: Length | None
 ) -> tuple[EnsembleSettings, ...] | None:
     """The ensembles that the flags describe: every one under every calibration. None: the task's own."""
-    from fewrec_prompt.tasks import EnsembleSettings, RowSettings
+    from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
 
     found = []
     for named, (name, alpha) in product(ensembles, _readings(calibrations, alphas) if ensembles else []):

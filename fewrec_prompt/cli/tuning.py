@@ -13,7 +13,8 @@ from fewrec_prompt.errors import FewrecError, did_you_mean
 
 if TYPE_CHECKING:
     from fewrec_prompt import Numerics
-    from fewrec_prompt.tasks import RowSettings, Task
+    from fewrec_prompt.task_settings import RowSettings
+    from fewrec_prompt.tasks import Task
     from fewrec_prompt.tuning.classifiers import ClassifierTuned
     from fewrec_prompt.tuning.mix import Mix
     from fewrec_prompt.tuning.outcome import Tuned
@@ -212,7 +213,7 @@ def _row(
     length: Literal["sum", "mean"] | None,
 ) -> RowSettings | None:
     """The row that the flags describe; None: the task's own."""
-    from fewrec_prompt.tasks import RowSettings
+    from fewrec_prompt.task_settings import RowSettings
 
     if prompt is None:
         if verbalizer or calibrate != "none" or alpha is not None or length:
