@@ -18,19 +18,17 @@ from fewrec_prompt import metrics, records, report, scoring, tasks, verbalizers
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend, choice
 from fewrec_prompt.backends.precision import AUTO, Numerics
-from fewrec_prompt.baselines import BASELINES, check_baselines
-from fewrec_prompt.calibration import TRANSDUCTIVE
+from fewrec_prompt.checked import Checked, check
 from fewrec_prompt.data import parquet_files
-from fewrec_prompt.data.controls import Control, controlled
+from fewrec_prompt.data.controls import Control
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.display import figure, main_metric, span
-from fewrec_prompt.ensembles import Together, called, together
 from fewrec_prompt.errors import TaskError
 from fewrec_prompt.files import write_text
 from fewrec_prompt.finished import FinishedRun
-from fewrec_prompt.recommender import Chosen, Recommender, choose
+from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.runs import RunStore, check_folder, dump, finished, own_folder, run_store
 from fewrec_prompt.score_cache import score_cache
 from fewrec_prompt.scoring import Job, Progress, Row, Scored, silent
@@ -38,7 +36,6 @@ from fewrec_prompt.significance import bootstrap_interval
 from fewrec_prompt.slices import item_groups
 from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
 from fewrec_prompt.tasks import Task
-from fewrec_prompt.templates import Template
 from fewrec_prompt.types import Kind, Query, Ranking
 
 if TYPE_CHECKING:
@@ -134,46 +131,6 @@ def from_here(metric: str) -> str:
     return str(Path(metric).expanduser().resolve()) if tasks.is_path(metric) else metric
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A task of which all that needs no model was checked: its queries, and how each of its rows asks and reads."""
-
-    task: Task  # the defaults of every row filled in
-    parts: tuple[Chosen, ...]
-    members: tuple[tuple[Chosen, ...], ...]  # of each ensemble
-    queries: QuerySet
-
-    def rows(self, backend: Backend, *, force: bool = False) -> list[Row]:
-        """The rows, over a model, those with learnt weights too."""
-        return self._rows(self.task.settings.rows, self.parts, backend, force=force)
-
-    def ensembles(self, backend: Backend, *, force: bool = False) -> list[Together]:
-        """The ensembles, over the same model."""
-        groups = zip(self.task.settings.ensembles, self.members, strict=True)
-        made = ((one, self._rows(one.members, parts, backend, force=force)) for one, parts in groups)
-        return [together(one, members, self.queries.popularity, force=force) for one, members in made]
-
-    def _rows(
-        self, rows: Sequence[RowSettings], parts: Sequence[Chosen], backend: Backend, *, force: bool
-    ) -> list[Row]:
-        made = []
-        for settings, (template, reader, calibration) in zip(rows, parts, strict=True):
-            name = _name(settings, template)
-            recommender = Recommender(template, reader, backend, self.task.domain, calibration)
-            if settings.adapter is None:
-                made.append(Row(name, settings, recommender))
-            else:
-                made.append(_adapted(name, settings, recommender, force=force))
-        return made
-
-
-def _adapted(name: str, settings: RowSettings, recommender: Recommender, *, force: bool) -> Row:
-    from fewrec_prompt.tuning.placing import adapted
-
-    found = adapted(recommender, str(settings.adapter), force=force)
-    return Row(name, settings, found.recommender, found.to_dict())
-
-
 def members_of(folder: Path) -> tuple[RowSettings, ...]:
     """The rows that a mix was learnt over; none of an adapter of another kind."""
     from fewrec_prompt.tuning.adapters import read
@@ -229,32 +186,6 @@ def evaluate(
     checked = check(task, options.split, options.candidates, control=options.control, given=given, say=say)
     backend = given.backend if given else backend or load(task, options.numerics, say)
     return conduct(checked, options, backend, out=out, cache=cache, say=say, progress=progress, early=early)
-
-
-def check(
-    task: Task,
-    split: Split = "test",
-    candidates: Path | None = None,
-    *,
-    control: Control | None = None,
-    given: Recommender | None = None,
-    queries: QuerySet | None = None,
-    say: Say = quiet,
-) -> Checked:
-    """Load what the task names, its queries too unless they are given, and make every question once for no model.
-
-    A recommender that is given is the task's only row.
-    """
-    metrics.check_metrics(task.metrics)
-    check_baselines(task.settings.baselines)
-    parts = tuple(map(_parts, task.settings.rows)) if given is None else (_parts_of(given),)
-    members = tuple(tuple(map(_parts, one.members)) for one in task.settings.ensembles)
-    task = _resolved(task, parts, members)
-    _check_names(task, parts, members)
-    queries = queries or tasks.load_queries(task, split, candidates, say)
-    queries = queries if control is None else controlled(queries, control, task.settings.seed)
-    scoring.rehearse((*parts, *chain(*members)), task.domain, queries.queries)
-    return Checked(task, parts, members, queries)
 
 
 def conduct(
@@ -336,14 +267,6 @@ class Early:
             self._say(f"so far  {row.name}: {number}, {n} of {len(self._queries.queries)} users")
 
 
-def _parts(row: RowSettings) -> Chosen:
-    return choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length, row.orders)
-
-
-def _parts_of(recommender: Recommender) -> Chosen:
-    return recommender.template, recommender.verbalizer, recommender.calibration
-
-
 def _row_of(recommender: Recommender) -> RowSettings:
     """How a recommender at hand asks and reads. A verbalizer that is not its template's own has no name."""
     verbalizer, calibration = recommender.verbalizer, recommender.calibration
@@ -363,65 +286,6 @@ def baseline_rows(task: Task, queries: QuerySet) -> list[Scored]:
     """The rows of a task that ask no prompt."""
     names, seed = task.settings.baselines, task.settings.seed
     return list(scoring.baselines(names, queries.queries, queries.to_learn_from(), seed)) if names else []
-
-
-def _resolved(task: Task, parts: Sequence[Chosen], members: Sequence[Sequence[Chosen]]) -> Task:
-    """The task with every row's defaults filled in, so that the record says what was done."""
-    settings = task.settings
-    ensembles = tuple(
-        one.model_copy(update={"members": _filled(one.members, own)})
-        for one, own in zip(settings.ensembles, members, strict=True)
-    )
-    changes = {"rows": _filled(settings.rows, parts), "ensembles": ensembles}
-    return replace(task, settings=settings.model_copy(update=changes))
-
-
-def _filled(rows: Sequence[RowSettings], parts: Sequence[Chosen]) -> tuple[RowSettings, ...]:
-    return tuple(
-        row.model_copy(
-            update={
-                "verbalizer": row.verbalizer or template.front.verbalizer,
-                "alpha": calibration.alpha if calibration.name != "none" else None,
-            }
-            | verbalizers.of_rows(reader)
-        )
-        for row, (template, reader, calibration) in zip(rows, parts, strict=True)
-    )
-
-
-def _check_names(task: Task, parts: Sequence[Chosen], members: Sequence[Sequence[Chosen]]) -> None:
-    """Raises TaskError where the table would call two rows, or two members of an ensemble, the same."""
-    ensembles = task.settings.ensembles
-    groups = [(one, _names(one.members, own)) for one, own in zip(ensembles, members, strict=True)]
-    for _, names in groups:
-        _check_distinct(names, "members of an ensemble")
-    rows = _names(task.settings.rows, parts)
-    _check_distinct([*BASELINES, *rows, *(called(one, names) for one, names in groups)], "rows")
-
-
-def _names(rows: Sequence[RowSettings], parts: Sequence[Chosen]) -> list[str]:
-    return [_name(row, template) for row, (template, _, _) in zip(rows, parts, strict=True)]
-
-
-def _check_distinct(names: Sequence[str], what: str) -> None:
-    taken: set[str] = set()
-    for name in names:
-        if name in taken:
-            raise TaskError(
-                f"two {what} are called {name!r}; they must differ in prompt, verbalizer, length, orders or calibration"
-            )
-        taken.add(name)
-
-
-def _name(row: RowSettings, template: Template) -> str:
-    """A row's prompt, and whatever is not that prompt's default."""
-    verbalizer = row.verbalizer if row.verbalizer != template.front.verbalizer else None
-    length = row.length if row.length != "sum" else None
-    orders = f"{row.orders} orders" if row.orders not in (None, 1) else None
-    calibration = f"{row.calibrate} {row.alpha:g}" if row.calibrate != "none" else None
-    warning = "(transductive)" if row.calibrate in TRANSDUCTIVE else None
-    adapter = f"+ {Path(row.adapter).name}" if row.adapter else None
-    return " ".join(part for part in (row.prompt, verbalizer, length, orders, calibration, warning, adapter) if part)
 
 
 def finish(

@@ -10,7 +10,8 @@ from fewrec_prompt import scoring, tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
-from fewrec_prompt.evaluation import check, load_backend
+from fewrec_prompt.checked import check
+from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.few_shot import check_free, default_row, shots_of
 from fewrec_prompt.runs import Unit
 from fewrec_prompt.score_cache import score_cache

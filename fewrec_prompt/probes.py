@@ -18,10 +18,11 @@ import numpy as np
 from fewrec_prompt import evaluation, records, scoring, tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
+from fewrec_prompt.checked import Checked, check
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.display import main_metric
 from fewrec_prompt.errors import TaskError
-from fewrec_prompt.evaluation import Checked, Options
+from fewrec_prompt.evaluation import Options
 from fewrec_prompt.runs import run_store
 from fewrec_prompt.scoring import Progress, Scored, silent
 from fewrec_prompt.seeds import rng_for
@@ -110,7 +111,7 @@ def probe(
         settings=task.settings.model_copy(update={"rows": task.settings.rows[:1], "baselines": (), "ensembles": ()}),
     )
     queries = tasks.load_queries(task, options.split, options.candidates, say).first(n_users)
-    plain = evaluation.check(task, queries=queries, say=say)
+    plain = check(task, queries=queries, say=say)
     changes = [change for change in CHANGES if change.fits(plain)]
     made = [change.make(plain) for change in changes]
     for one in made:

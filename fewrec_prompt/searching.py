@@ -20,15 +20,14 @@ import numpy as np
 from fewrec_prompt import metrics, records, scoring, tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
+from fewrec_prompt.checked import Checked, check
 from fewrec_prompt.comparison import Difference, paired
 from fewrec_prompt.display import MAIN, main_metric
 from fewrec_prompt.errors import RunError, TaskError, VerbalizerError
 from fewrec_prompt.evaluation import (
-    Checked,
     Options,
     Run,
     baseline_rows,
-    check,
     conduct,
     finish,
     from_here,

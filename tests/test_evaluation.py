@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_tasks import QUERIES, task_in
 
-from fewrec_prompt import evaluation, tasks
+from fewrec_prompt import checked, evaluation, tasks
 from fewrec_prompt.backends.toy import ToyBackend
 from fewrec_prompt.errors import RunError, TaskError, TemplateError, VerbalizerError
 from fewrec_prompt.evaluation import Options, Run, evaluate
@@ -240,7 +240,7 @@ def test_the_price_of_a_calibrated_row_includes_its_twins(tmp_path: Path) -> Non
 
 
 def test_other_words_for_the_things_are_other_questions(tmp_path: Path) -> None:
-    films, pmi = evaluation.check(tiny(PLAIN, PMI)).rows(WordyBackend())
+    films, pmi = checked.check(tiny(PLAIN, PMI)).rows(WordyBackend())
     books = replace(films.recommender, domain=replace(films.recommender.domain, plural="books"))
     assert films.asks == pmi.asks != replace(films, recommender=books).asks
 

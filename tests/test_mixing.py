@@ -11,9 +11,10 @@ from _tiny import save_model
 from typer.testing import CliRunner
 
 from fewrec_prompt.backends import causal
+from fewrec_prompt.checked import check
 from fewrec_prompt.cli import app
 from fewrec_prompt.errors import AdapterError, TaskError
-from fewrec_prompt.evaluation import Options, check, evaluate, members_of
+from fewrec_prompt.evaluation import Options, evaluate, members_of
 from fewrec_prompt.mixing import tune_mix
 from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
 from fewrec_prompt.tasks import load_task

@@ -14,7 +14,7 @@ from test_collection import fewrec
 from test_evaluation import WordyBackend, tiny
 from test_kept_answers import Named
 
-from fewrec_prompt import evaluation, probes
+from fewrec_prompt import checked, evaluation, probes
 from fewrec_prompt.evaluation import Options
 from fewrec_prompt.probes import CHANGES, Probe, Probed, tau, with_typo
 from fewrec_prompt.task_settings import RowSettings
@@ -93,7 +93,7 @@ def test_a_model_that_counts_letters_goes_by_length_alone() -> None:
 def test_a_model_without_a_target_in_mind_is_told_nothing_of_it() -> None:
     """The same answers for every target: what is asked depends on qrels only in where a candidate stands."""
     task = tiny(CHOOSE)
-    plain = evaluation.check(task)
+    plain = checked.check(task)
     other = replace(plain, queries=replace(plain.queries, qrels={}))
     for change in CHANGES:
         same = change.make(plain).queries.queries == change.make(other).queries.queries
@@ -104,7 +104,7 @@ def test_a_model_without_a_target_in_mind_is_told_nothing_of_it() -> None:
 
 
 def test_changes_leave_users_and_candidates_and_are_the_same_every_time() -> None:
-    plain = evaluation.check(tiny(CHOOSE))
+    plain = checked.check(tiny(CHOOSE))
     for change in CHANGES:
         changed, again = change.make(plain).queries.queries, change.make(plain).queries.queries
         assert changed == again
@@ -114,7 +114,7 @@ def test_changes_leave_users_and_candidates_and_are_the_same_every_time() -> Non
 
 
 def test_another_history_is_anothers_and_holds_no_candidate() -> None:
-    plain = evaluation.check(tiny(CHOOSE))
+    plain = checked.check(tiny(CHOOSE))
     histories = {query.history for query in plain.queries.queries}
     for before, after in zip(
         plain.queries.queries, CHANGE["another user's history"].make(plain).queries.queries, strict=True
@@ -126,7 +126,7 @@ def test_another_history_is_anothers_and_holds_no_candidate() -> None:
 
 
 def test_what_is_known_of_people_goes_round_where_anything_is_known() -> None:
-    plain = evaluation.check(tiny(CHOOSE))
+    plain = checked.check(tiny(CHOOSE))
     change = CHANGE["another user's name and moment"]
     assert not change.fits(plain)
     named = tuple(replace(query, user=(("name", query.user_id),)) for query in plain.queries.queries)
@@ -141,7 +141,7 @@ def test_what_is_known_of_people_goes_round_where_anything_is_known() -> None:
 
 @pytest.mark.parametrize(("name", "place"), [("target first", 0), ("target in the middle", 2), ("target last", 5)])
 def test_the_target_changes_places_with_what_stood_there(name: str, place: int) -> None:
-    plain = evaluation.check(tiny(CHOOSE))
+    plain = checked.check(tiny(CHOOSE))
     for before, after in zip(plain.queries.queries, CHANGE[name].make(plain).queries.queries, strict=True):
         (target,) = plain.queries.qrels[before.user_id]
         assert after.candidates[place].id == target
