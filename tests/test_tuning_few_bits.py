@@ -54,8 +54,8 @@ def test_what_was_learnt_scores_the_same_when_it_is_read_back(
     tuned = tune(few_bits, examples(), settings(method, epochs=2))
     query = examples()[0].query
     expected = tuned.recommender.scores(tuned.recommender.answers(query))
-    bound, config = adapters.bindings(few_bits), tuned.learner.config()
-    adapters.save(tmp_path / "a", method, bound, tuned.learner.export(), config=config, about={}, probes=[])
+    bound, config = {"films": adapters.bindings(few_bits)}, tuned.learner.config()
+    adapters.save(tmp_path / "a", method, bound, tuned.learner.export(), config=config, about={})
     again = few_bits.adapted(tmp_path / "a")
     assert again.scores(again.answers(query)) == pytest.approx(expected, abs=1e-5)
 
