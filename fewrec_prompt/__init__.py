@@ -26,7 +26,7 @@ _PUBLIC = {
     "Space": "space",
     "Probe": "probes",
     "probe": "probes",
-    "RowSettings": "tasks",
+    "RowSettings": "task_settings",
     "load_task": "tasks",
 }
 __all__ = sorted(_PUBLIC)

@@ -78,9 +78,24 @@ def check(
     task = _resolved(task, parts, members)
     _check_names(task, parts, members)
     queries = queries or tasks.load_queries(task, split, candidates, say)
+    _check_untested(task, queries)
     queries = queries if control is None else controlled(queries, control, task.settings.seed)
     scoring.rehearse((*parts, *chain(*members)), task.domain, queries.queries)
     return Checked(task, parts, members, queries)
+
+
+def _check_untested(task: Task, queries: QuerySet) -> None:
+    """Raises AdapterError for learnt weights that know the answer of somebody who is tested."""
+    ensembles = task.settings.ensembles
+    rows = chain(task.settings.rows, *(one.members for one in ensembles))
+    folders = [row.adapter for row in rows if row.adapter] + [one.mix for one in ensembles if one.mix]
+    if not folders:
+        return
+    from fewrec_prompt.tuning.adapters import check_untested, read
+
+    people = {query.person for query in queries.queries}
+    for folder in dict.fromkeys(folders):
+        check_untested(read(Path(folder)), people, queries.sources)
 
 
 def _adapted(name: str, settings: RowSettings, recommender: Recommender, *, force: bool) -> Row:

@@ -62,6 +62,11 @@ class Shots:
         rest = tuple(one for one in self.learnt if one.query.person not in people)
         return replace(self, learnt=rest, held_out=self.held_out + moved)
 
+    def traced(self) -> dict[str, Any]:
+        """Whom these are, for a folder to say."""
+        people = (one.query.person for one in self.learnt + self.held_out)
+        return adapters.traced(people, self.queries.sources)
+
     @property
     def loss(self) -> LossName:
         """The loss that these answers ask for: likes and dislikes of single items are read by themselves."""
@@ -202,6 +207,7 @@ def tune_task(
             lesson.name: about_of(own, people, n) | {"loss": lesson.loss, "negatives": lesson.negatives}
             for lesson, own, people, n in zip(lessons, rows, found, numbers, strict=True)
         },
+        "learnt_from": [*(shots.traced() for shots in found), *_learnt_earlier(earlier)],
         "seed": settings.seed,
         "seconds": round(time.perf_counter() - begin, 1),
         "earlier": None if earlier is None else earlier.folder.name,
@@ -212,6 +218,11 @@ def tune_task(
         _remove(scratch)
     wait_for_all()
     return tuned
+
+
+def _learnt_earlier(earlier: Round | None) -> Sequence[Any]:
+    """Whom the earlier rounds were learnt from."""
+    return () if earlier is None else adapters.read(earlier.folder).about.get("learnt_from", ())
 
 
 def check_free(out: Path) -> None:

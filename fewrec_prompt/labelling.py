@@ -57,6 +57,7 @@ def tune_classifier(
     tuned = learn(recommender, learnt, settings, held_out=held_out, say=say)
     about = {
         "tasks": {task.name: about_of(row, found, shots)},
+        "learnt_from": [found.traced()],
         "seed": settings.seed,
         "seconds": round(time.perf_counter() - begin, 1),
         **tuned.to_dict(),

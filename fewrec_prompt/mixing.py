@@ -65,6 +65,7 @@ def tune_mix(
     made = fit(found.learnt, logged, prior_of(asking[0].name, asking[0].recommender))
     about = {
         "tasks": {task.name: {"shots": shots, "data": dict(found.queries.sources)}},
+        "learnt_from": [found.traced()],
         "members": [row.settings.model_dump(mode="json") for row in asking],
         "seed": seed,
     }

@@ -25,6 +25,9 @@ from fewrec_prompt.curve_table import Line, shown, table
 from fewrec_prompt.errors import AdapterError, DataError, FewrecError, ModelError, RunError, TaskError
 from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.few_shot import shots_of, tune_task
+from fewrec_prompt.labelling import tune_classifier
+from fewrec_prompt.mixing import tune_mix
+from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.settings import Settings
 
@@ -74,6 +77,36 @@ def test_what_is_tuned_becomes_a_row(task: tasks.Task, model: Path, tmp_path: Pa
     )
     assert untuned.keys() == learnt.keys()
     assert max(abs(untuned[pair] - learnt[pair]) for pair in untuned) > 1e-3
+
+
+@pytest.mark.parametrize("method", ["lora", "mix", "prototypes"])
+def test_weights_are_not_tested_on_whom_they_were_learnt_from(
+    method: str, task: tasks.Task, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x"
+    match method:
+        case "mix":
+            tune_mix(task, 3, out, backend=backend(model))
+        case "prototypes":
+            row = RowSettings(prompt="judge")
+            tune_classifier(task, Settings("prototypes"), 3, out, row=row, backend=backend(model))
+        case _:
+            tune_task(task, LORA, 3, out, backend=backend(model))
+    with pytest.raises(AdapterError, match="x: was learnt from 3 of the 8 people who are to be tested"):
+        evaluate(task, Options(adapters=(out,), split="selection", force=True), backend=backend(model))
+    (trace,) = adapters.read(out).about["learnt_from"]
+    assert not any(one.query.person in trace["people"] for one in shots_of(task, 3).learnt)  # not by their ids
+    adapters.check_untested(adapters.read(out), ["u1"], {"other.csv": "another file, where ids are other people"})
+
+
+def test_a_later_round_is_not_tested_on_people_of_the_first(task: tasks.Task, model: Path, tmp_path: Path) -> None:
+    tune_task(task, LORA, 1, tmp_path / "first", backend=backend(model))
+    people = {seed: shots_of(task, 1, seed).learnt[0].query.person for seed in range(20)}
+    again = replace(LORA, seed=next(seed for seed, person in people.items() if person != people[0]))
+    earlier = few_shot.Round(tmp_path / "first", replay=0.0)
+    tune_task(task, again, 1, tmp_path / "second", earlier=earlier, backend=backend(model))
+    with pytest.raises(AdapterError, match="second: was learnt from 2 of the 8 people"):
+        evaluate(task, Options(adapters=(tmp_path / "second",), split="selection"), backend=backend(model))
 
 
 def test_an_adapter_is_not_written_over(task: tasks.Task, model: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ stand here; what weights do to a model is methods.py's.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
 from importlib.metadata import version
@@ -165,6 +165,32 @@ def check_bindings(adapter: Adapter, recommender: Recommender, *, force: bool) -
             f"{'; '.join(nearest.broken)}. Load what it was learnt with, or --force, which every record will say"
         )
     return nearest
+
+
+def traced(people: Iterable[str], data: Mapping[str, str]) -> dict[str, Any]:
+    """Whom weights were learnt from, for `about["learnt_from"]`: sha256 of files, and of people so much as tells them
+    apart."""
+    return {"data": dict(data), "people": sorted(set(map(_mark, people)))}
+
+
+def check_untested(adapter: Adapter, people: Iterable[str], data: Mapping[str, str]) -> None:
+    """Raises AdapterError if weights were learnt from somebody of these people, who are to be tested, in the same data.
+
+    Folders from before this was written down say nothing.
+    """
+    tested, files = {_mark(person): person for person in people}, set(data.values())
+    same = (one for one in adapter.about.get("learnt_from", ()) if files & set(one["data"].values()))
+    known = {mark for one in same for mark in one["people"]}  # ids of other data are other people
+    if both := sorted(tested[mark] for mark in tested.keys() & known):
+        raise AdapterError(
+            f"{adapter.folder}: was learnt from {len(both)} of the {len(tested)} people who are to be tested (such "
+            f"as {both[0]!r}), so it knows their answers; test it with the users and the seed of the task that it was "
+            "learnt for, or tune anew"
+        )
+
+
+def _mark(person: str) -> str:
+    return sha256(person.encode()).hexdigest()[:16]
 
 
 def check_probes(adapter: Adapter, task: str, recommender: Recommender) -> float:
