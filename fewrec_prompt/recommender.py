@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -210,9 +210,16 @@ class Recommender:
 
     def answers(self, query: Query) -> Answers:
         """Everything the model has to say for this query."""
-        asked, n_history = self.ask(query)
-        twins = (rows for neutral in self.calibration.neutral for rows in self.ask_twin(query, neutral))
-        return Answers(asked, tuple(twins), n_history, query)
+        (answers,) = self.answers_all([query])
+        return answers
+
+    def answers_all(self, queries: Sequence[Query]) -> list[Answers]:
+        """The same for several queries as one unit of computation: what their prompts share is computed once."""
+        asked = self.ask_all(queries)
+        twins = [self.ask_twins(queries, neutral) for neutral in self.calibration.neutral]
+        of_each = [tuple(chain.from_iterable(one[at] for one in twins)) for at in range(len(queries))]
+        every = zip(queries, asked, of_each, strict=True)
+        return [Answers(rows, own, n_history, query) for query, (rows, n_history), own in every]
 
     def ask(self, query: Query) -> Asked:
         """Log-probabilities of the query's own questions, and how many history items fitted."""

@@ -28,21 +28,10 @@ FLOORS = (
     ("backends", "catalogue"),  # 3 models
     ("recommender", "rendering", "baselines", "tuning"),  # 4 recommenders
     (  # 5 studies
-        *(
-            "tasks",
-            "task_settings",
-            "scoring",
-            "records",
-            "evaluation",
-            "runs",
-            "parity",
-            "finished",
-            "comparison",
-            "report",
-        ),
-        *("collection", "sharing", "published", "space", "searching", "probes", "watch"),
+        *("tasks", "task_settings", "checked", "scoring", "records", "evaluation", "runs", "parity", "finished"),
+        *("comparison", "report", "collection", "sharing", "published", "space", "searching", "probes", "watch"),
         *("few_shot", "tune_search", "curve", "curve_table", "cells", "ensembles", "mixing", "labelling"),
-        "inspection",
+        *("inspection",),
     ),
     ("cli", "serve", "scale", "testing", ""),  # 6 doors; "" is the package's own __init__
 )

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from fewrec_prompt.errors import DataError, FewrecError
-from fewrec_prompt.recommender import Ranker, Recommender
+from fewrec_prompt.recommender import Answers, Ranker, Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.features import features_of, prior_of
@@ -30,6 +30,8 @@ N_CANDIDATES = 10
 TOKENS = 8  # of a personal soft prompt
 
 PersonalMethod = Literal["mix", "soft-prompt"]
+Own: TypeAlias = tuple[Ranker, Any, int]
+"""A person's own recommender, how it scores the latest question, (n_candidates,), and its size in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,10 @@ def adapt_user(
     questions = _questions([_item(one) for one in history], [_item(one) for one in catalogue], seed)
     if len(questions) < 2:
         return Personal(recommender, helped=False, loss=np.nan, zero_shot_loss=np.nan, n_bytes=0)
-    learnt, latest = questions[:-1], questions[-1]
-    own, n_bytes = (_mix if method == "mix" else _soft_prompt)(recommender, learnt, seed)
-    loss, zero_shot_loss = _loss(own, latest), _loss(recommender, latest)
+    asked = recommender.answers_all([one.query for one in questions])
+    zero_shot_loss = _loss(recommender.scores(asked[-1]), questions[-1])
+    own, scores, n_bytes = (_mix if method == "mix" else _soft_prompt)(recommender, questions, asked, seed)
+    loss = _loss(scores, questions[-1])
     helped = loss < zero_shot_loss
     return Personal(own if helped else recommender, helped, loss, zero_shot_loss, n_bytes if helped else 0)
 
@@ -93,22 +96,21 @@ def _question(before: Sequence[Item], answer: Item, free: Sequence[Item], seed: 
     return Example(query, (order.index(0),))
 
 
-def _mix(recommender: Recommender, learnt: Sequence[Example], _seed: int) -> tuple[Ranker, int]:
+def _mix(recommender: Recommender, questions: Sequence[Example], asked: Sequence[Answers], _seed: int) -> Own:
     name = recommender.template.name
-    logged = [features_of(name, recommender, recommender.answers(one.query)) for one in learnt]
-    made = fit(learnt, logged, prior_of(name, recommender))
-    return MixRecommender({name: recommender}, made), 8 * len(made.weights)
+    logged = [features_of(name, recommender, answers) for answers in asked[:-1]]
+    made = fit(questions[:-1], logged, prior_of(name, recommender))
+    own = MixRecommender({name: recommender}, made)
+    return own, own.scores(questions[-1].query, asked[-1:]), 8 * len(made.weights)
 
 
-def _soft_prompt(recommender: Recommender, learnt: Sequence[Example], seed: int) -> tuple[Ranker, int]:
+def _soft_prompt(recommender: Recommender, questions: Sequence[Example], _asked: Sequence[Answers], seed: int) -> Own:
     settings = Settings("soft-prompt", tokens=TOKENS, batch=1, held_out=0.0, seed=seed)
-    tuned = tune(recommender, learnt, settings)
-    return tuned.recommender, 4 * tuned.n_weights
+    tuned = tune(recommender, questions[:-1], settings)
+    own = tuned.recommender
+    return own, own.scores(own.answers(questions[-1].query)), 4 * tuned.n_weights
 
 
-def _loss(ranker: Ranker, example: Example) -> float:
-    """Of the answer, in nats, at the scale that suits the ranker best: its order alone would hardly tell."""
-    ranking = ranker.rank(example.query)
-    score_of = dict(zip(ranking.item_ids, ranking.scores, strict=True))
-    scores = np.array([score_of[item.id] for item in example.query.candidates])
-    return best_scale("listwise", [scores], [example.relevant])[1]
+def _loss(scores: Any, latest: Example) -> float:
+    """Of the answer, in nats, at the scale that suits the scores best: their order alone would hardly tell."""
+    return best_scale("listwise", [np.asarray(scores)], [latest.relevant])[1]
