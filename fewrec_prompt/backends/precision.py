@@ -160,11 +160,13 @@ def loading_options(mode: NumericMode) -> dict[str, Any]:
     import torch
     from transformers import BitsAndBytesConfig
 
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # a line a product, one for kernels
     device_map = {"": mode.device} if mode.device != "cuda" else "auto"
     options: dict[str, Any] = {"device_map": device_map}
     if mode.precision in ("fp32", "bf16"):
         return options | {"dtype": torch.float32 if mode.precision == "fp32" else torch.bfloat16}
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line per matrix product otherwise
     quantization = (
         BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=mode.int8_threshold)
         if mode.precision == "int8"

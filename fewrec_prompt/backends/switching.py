@@ -5,9 +5,19 @@ Every backend over a model shares its switch and says before each answer which a
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from fewrec_prompt.errors import ModelError
+
+
+def in_peft(model: Any, config: Any, name: str = "default") -> Any:
+    """The model as PEFT wraps it, with an adapter of this configuration."""
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name that has a newer one
+        return get_peft_model(model, config, adapter_name=name)
 
 
 class AdapterSwitch:
@@ -25,13 +35,11 @@ class AdapterSwitch:
 
         Raises ModelError for one of another kind than those already there, or that PEFT does not know how to place.
         """
-        from peft import get_peft_model
-
         self._n_made += 1
         name = f"adapter{self._n_made}"
         try:
             if self.peft is None:
-                self.peft = get_peft_model(self._model, config, adapter_name=name)
+                self.peft = in_peft(self._model, config, name)
             else:
                 self.peft.add_adapter(name, config)
         except (ValueError, TypeError, NotImplementedError) as error:

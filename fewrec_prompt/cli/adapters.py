@@ -63,7 +63,7 @@ def show(folder: Annotated[Path, typer.Argument(help="An adapter folder.")]) -> 
     from fewrec_prompt.tuning.adapters import read
 
     found = read(folder)
-    shapes = {name: list(values.shape) for name, values in sorted(found.tensors.items())}
+    shapes = {name: " × ".join(map(str, values.shape)) for name, values in sorted(found.tensors.items())}
     whole = {"method": found.method, "sha256": found.sha256, "bound": found.bound, "about": found.about}
     typer.echo(json.dumps(whole | {"weights": shapes}, indent=1, ensure_ascii=False))
 
@@ -103,7 +103,10 @@ def push(
     to: Annotated[str, typer.Argument(help="A Hugging Face id, OWNER/NAME. The token is HF_TOKEN's.")],
     private: Annotated[bool, typer.Option(help="Who may see it: only its owner.")] = True,
 ) -> None:
-    """Put an adapter on a hub, as it is. No person's history is in it: saved questions are put together at random."""
+    """Put an adapter on a hub, as it is. No person's history is in it: saved questions are put together at random.
+
+    It holds digests of the ids of whom it was learnt from; who can guess an id can find out whether it is among them.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

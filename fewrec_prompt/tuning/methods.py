@@ -24,6 +24,7 @@ from torch.nn import Parameter
 
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
+from fewrec_prompt.backends.switching import in_peft
 from fewrec_prompt.errors import ModelError
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning.settings import Settings
@@ -385,12 +386,12 @@ def _first_vectors(backend: CausalBackend, settings: Settings, instruction: str)
 
 def _virtual_config(backend: CausalBackend, settings: Settings) -> dict[str, Any]:
     """What PEFT wants to know of virtual tokens; it finds the model's shape by itself."""
-    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
     kinds = {"soft-prompt": PromptTuningConfig, "p-tuning": PromptEncoderConfig, "prefix": PrefixTuningConfig}
     config = kinds[settings.method](task_type="CAUSAL_LM", num_virtual_tokens=settings.tokens)
     with torch.random.fork_rng():
-        made = get_peft_model(backend.model, config)  # leaves the model as it is
+        made = in_peft(backend.model, config)  # leaves the model as it is
     return _json_ready(made.peft_config["default"])
 
 
