@@ -245,7 +245,7 @@ def test_training_stops_by_the_metric_of_the_task(model: Path, tmp_path: Path) -
     kept = tuned.passes[tuned.best_epoch].metric
     assert kept == pytest.approx(measure_run(["pooled-AUC"], users, Shelf())["pooled-AUC"].value, abs=1e-9)
     assert kept == max(done.metric or 0.0 for done in tuned.passes)
-    assert adapters.read(tmp_path / "x").about["settings"]["loss"] == "binary"
+    assert adapters.read(tmp_path / "x").about["tasks"][task.name]["loss"] == "binary"
 
 
 @pytest.mark.usefixtures("folder")

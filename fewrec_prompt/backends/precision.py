@@ -160,9 +160,7 @@ def loading_options(mode: NumericMode) -> dict[str, Any]:
     import torch
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # a line a product, one for kernels
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line a product, one for kernels
     device_map = {"": mode.device} if mode.device != "cuda" else "auto"
     options: dict[str, Any] = {"device_map": device_map}
     if mode.precision in ("fp32", "bf16"):
