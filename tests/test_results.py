@@ -97,6 +97,14 @@ CHANGES: dict[str, tuple[tuple[RowSettings, ...], dict[str, Any]]] = {
         ),
         {"baselines": ("random", "last-bm25"), "users": 4, "seed": 7},
     ),
+    "calibrations with the weight that each has": (
+        tuple(
+            RowSettings(prompt=prompt, calibrate=name)
+            for prompt in ("complete", "choose")
+            for name in ("none", "pmi", "batch")
+        ),
+        {},
+    ),
     "metrics": ((PLAIN,), {"metrics": ("MRR", "HR@2")}),
 }
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fewrec_prompt import artifacts, published, tasks, verbalizers
+from fewrec_prompt.calibration import Calibration
 from fewrec_prompt.display import figure, metric_names, milliseconds, span
 from fewrec_prompt.errors import FewrecError, TaskError
 from fewrec_prompt.finished import FinishedRun
@@ -153,9 +154,9 @@ def _row_flags(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], shi
 
 
 def _asked(row: Mapping[str, Any]) -> tuple[str, str, float | None]:
-    """Prompt, calibration, and its weight where that is not the verbalizer's own."""
-    usual = row["alpha"] is None or row["alpha"] == verbalizers.load(row["verbalizer"]).alpha
-    return row["prompt"], row["calibrate"], None if usual else row["alpha"]
+    """Prompt, calibration, and its weight where that is not the usual one."""
+    usual = Calibration.named(row["calibrate"], None, verbalizers.load(row["verbalizer"])).alpha
+    return row["prompt"], row["calibrate"], None if row["alpha"] in (None, usual) else row["alpha"]
 
 
 def _own(row: Mapping[str, Any]) -> str:
