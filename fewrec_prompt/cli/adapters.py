@@ -63,7 +63,7 @@ def show(folder: Annotated[Path, typer.Argument(help="An adapter folder.")]) -> 
     from fewrec_prompt.tuning.adapters import read
 
     found = read(folder)
-    shapes = {name: " × ".join(map(str, values.shape)) for name, values in sorted(found.tensors.items())}
+    shapes = {name: list(values.shape) for name, values in sorted(found.tensors.items())}
     whole = {"method": found.method, "sha256": found.sha256, "bound": found.bound, "about": found.about}
     typer.echo(json.dumps(whole | {"weights": shapes}, indent=1, ensure_ascii=False))
 
