@@ -19,8 +19,6 @@ from fewrec_prompt.errors import FewrecError, RunError
 from fewrec_prompt.files import write_text
 from fewrec_prompt.metrics import Mean, Shelf, UserScores, parse_metric, people_of
 from fewrec_prompt.metrics.naming import Statistic, is_own_name
-from fewrec_prompt.runs import dump
-from fewrec_prompt.types import person_of
 
 ZERO, STUDY, CELLS = "zero", "study.json", "cells"
 OF_SCORES = ("pooled-AUC", "user-AUC")  # metrics over several questions that need scores and answers alone
@@ -45,10 +43,6 @@ class Cell:
     @property
     def name(self) -> str:
         return name_of(self.method, self.shots, self.seed)
-
-    @property
-    def n_people(self) -> int:
-        return len(set(map(person_of, self.user_ids)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +98,9 @@ def read_cell(path: Path) -> Cell:
 
 
 def write_cell(path: Path, cell: Cell) -> None:
-    """Write a cell, sealed. Raises StorageError if the disk refuses."""
+    """Write a cell, sealed, as one line. Raises StorageError if the disk refuses."""
     content = json.loads(json.dumps(asdict(cell)))
-    write_text(path, dump(content | {"sha256": _seal(content)}))
+    write_text(path, json.dumps(content | {"sha256": _seal(content)}, ensure_ascii=False) + "\n")
 
 
 def name_of(method: str, shots: int, seed: int) -> str:

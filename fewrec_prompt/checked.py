@@ -91,11 +91,11 @@ def _check_untested(task: Task, queries: QuerySet) -> None:
     folders = [row.adapter for row in rows if row.adapter] + [one.mix for one in ensembles if one.mix]
     if not folders:
         return
-    from fewrec_prompt.tuning.adapters import check_untested, read
+    from fewrec_prompt.tuning.adapters import check_untested
 
     people = {query.person for query in queries.queries}
     for folder in dict.fromkeys(folders):
-        check_untested(read(Path(folder)), people, queries.sources)
+        check_untested(Path(folder), people, queries.sources)
 
 
 def _adapted(name: str, settings: RowSettings, recommender: Recommender, *, force: bool) -> Row:

@@ -29,10 +29,11 @@ from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.demos import DemosName
 from fewrec_prompt.display import figure
 from fewrec_prompt.errors import FewrecError, RunError, did_you_mean
-from fewrec_prompt.evaluation import judged, load_backend, measure
+from fewrec_prompt.evaluation import judged, load_backend
 from fewrec_prompt.few_shot import check_apart, default_row, recommender_of, shots_of, trainable, tune_task, with_demos
 from fewrec_prompt.files import write_text
 from fewrec_prompt.labelling import check_row, tune_classifier
+from fewrec_prompt.metrics import measure
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.runs import dump
 from fewrec_prompt.score_cache import ScoreCache, score_cache
@@ -82,7 +83,7 @@ class Study:
             shots,
             seed,
             tuple(user.user_id for user in users),
-            {name: tuple(values.tolist()) for name, values in measure(scored, self.test, self.metrics).items()},
+            {name: tuple(values.tolist()) for name, values in measure(self.metrics, users).items()},
             scores=tuple(tuple(user.scores.tolist()) for user in users),
             relevant=tuple(tuple(np.flatnonzero(user.relevant).tolist()) for user in users),
             **about,
@@ -250,6 +251,8 @@ def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
     """A method whose weights are kept as an adapter."""
 
     def run(study: Study, shots: int, seed: int) -> Cell:
+        from fewrec_prompt.tuning.adapters import described
+
         folder = study.out / "adapters" / name_of(method, shots, seed)
         backend = study.backend
         learn = tune_classifier if method in CLASSIFIERS else tune_task
@@ -265,10 +268,8 @@ def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
                 backend=trainable(backend, method, study.task, study.say),
                 say=study.say,
             )
-        about = _about(folder)
-        row = RowSettings(
-            **about["tasks"][study.task.name]["row"]
-        )  # without its calibration where a classifier was learnt
+        about = described(folder)
+        row = RowSettings(**about["tasks"][study.task.name]["row"])  # a classifier leaves its calibration out
         recommender = recommender_of(study.task, row, backend).adapted(folder)
         kept = replace(recommender, backend=Kept(recommender.backend, study.cache))  # type: ignore[arg-type]  # all of a Backend
         note = "" if about["learned"] else "did not learn"
@@ -277,12 +278,6 @@ def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
         )
 
     return run
-
-
-def _about(folder: Path) -> Mapping[str, Any]:
-    from fewrec_prompt.tuning.adapters import read
-
-    return read(folder).about
 
 
 WAYS: Mapping[str, Callable[[Study, int, int], Cell]] = {

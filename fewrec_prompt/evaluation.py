@@ -133,16 +133,16 @@ def from_here(metric: str) -> str:
 
 def members_of(folder: Path) -> tuple[RowSettings, ...]:
     """The rows that a mix was learnt over; none of an adapter of another kind."""
-    from fewrec_prompt.tuning.adapters import read
+    from fewrec_prompt.tuning.adapters import described
 
-    return tuple(RowSettings(**row) for row in read(folder).about.get("members", ()))
+    return tuple(RowSettings(**row) for row in described(folder).get("members", ()))
 
 
 def row_of(folder: Path, task: str | None = None) -> RowSettings:
     """The row that an adapter was learnt with for the task, or for its first one, with the adapter."""
-    from fewrec_prompt.tuning.adapters import read
+    from fewrec_prompt.tuning.adapters import described
 
-    learnt = read(folder).about["tasks"]
+    learnt = described(folder)["tasks"]
     own = learnt.get(task) or next(iter(learnt.values()))
     return RowSettings(**dict(own["row"]) | {"adapter": str(folder)})
 

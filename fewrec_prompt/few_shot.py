@@ -222,7 +222,7 @@ def tune_task(
 
 def _learnt_earlier(earlier: Round | None) -> Sequence[Any]:
     """Whom the earlier rounds were learnt from."""
-    return () if earlier is None else adapters.read(earlier.folder).about.get("learnt_from", ())
+    return () if earlier is None else adapters.described(earlier.folder).get("learnt_from", ())
 
 
 def check_free(out: Path) -> None:

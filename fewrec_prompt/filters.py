@@ -1,7 +1,7 @@
 """Filters of templates: what people do with a history, and the few of Jinja's own that a prompt needs.
 
 A filter takes records, texts and numbers and gives texts, numbers and lists of them. How much work they may do is
-counted in sandbox.py; prompts/README.md shows each with an example.
+counted in counting.py; prompts/README.md shows each with an example.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from jinja2 import pass_context
 from jinja2.filters import FILTERS as OF_JINJA
 from jinja2.runtime import Context, Undefined
 
-from fewrec_prompt.sandbox import Record, counted, spend
+from fewrec_prompt.counting import counted, spend
+from fewrec_prompt.sandbox import Record
 
 COUNT_TOKENS = " count tokens"  # in a template's context; no template can name it
 LIKED = 4.0  # stars

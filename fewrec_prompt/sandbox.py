@@ -2,15 +2,12 @@
 
 Jinja's immutable sandbox keeps code from being run; it does not keep work from being done. So what a template may say
 is a list, checked before any code is made of it, and whatever costs time or memory in proportion to data is counted
-while it runs. Counts do not depend on the machine: what is refused here is refused everywhere.
+while it runs (counting.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import wraps
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from jinja2 import StrictUndefined, Undefined, meta, nodes, pass_context
@@ -19,17 +16,14 @@ from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.parser import Parser
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.visitor import NodeTransformer
 
-from fewrec_prompt.errors import TemplateError, did_you_mean
+from fewrec_prompt.counting import COUNTERS, Counting, a_kind, bounded, printable, size, spend
+from fewrec_prompt.errors import did_you_mean
 
 MAX_SOURCE = 64 * 1024  # bytes of a file
 MAX_NODES = 5_000  # of its syntax tree
 MAX_DEPTH = 60
 MAX_CONSTANT = 10**9
-MAX_NUMBER = 10**18  # that arithmetic may come to
-MAX_STEPS = 50_000  # rounds of loops, and calls of macros, blocks and files, in one rendering
-MAX_WORK = 4_000_000  # characters read or made, and syntax nodes passed through, in one rendering
 
 _ALLOWED = frozenset(
     getattr(nodes, name)
@@ -86,159 +80,6 @@ class _Missing(StrictUndefined):
                 str(self._undefined_name), dir(self._undefined_obj)
             )
         return super()._undefined_message
-
-
-# --- what is counted while a template runs ---------------------------------------------------------------------------
-
-
-class _Budget:
-    """What one rendering may still do."""
-
-    __slots__ = ("steps", "work")
-
-    def __init__(self) -> None:
-        self.steps, self.work = MAX_STEPS, MAX_WORK
-
-    def step(self, n: int, weight: int) -> None:
-        self.steps -= n
-        if self.steps < 0:
-            raise TemplateError(f"more than {MAX_STEPS:,} rounds of loops and calls of macros for one prompt")
-        self.spend(n * weight)
-
-    def spend(self, amount: int) -> None:
-        self.work -= amount
-        if self.work < 0:
-            raise TemplateError(f"more work than {MAX_WORK:,} characters and expressions for one prompt")
-
-
-_RUNNING: ContextVar[_Budget] = ContextVar("budget of the template that runs")
-
-
-@contextmanager
-def bounded_work() -> Iterator[None]:
-    """A budget for what templates do inside; TemplateError once it is spent."""
-    token = _RUNNING.set(_Budget())
-    try:
-        yield
-    finally:
-        _RUNNING.reset(token)
-
-
-def spend(amount: int) -> None:
-    """Count work of the template that runs, before it is done."""
-    _RUNNING.get().spend(amount)
-
-
-def size(value: Any) -> int:
-    """Work of going through a value: characters of text, and of all that a list holds."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, tuple | list):
-        return sum(8 + size(entry) for entry in value)
-    return 1
-
-
-def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that counts what it reads and what it makes; a result that is made piece by piece is made whole."""
-    first = 1 if hasattr(function, "jinja_pass_arg") else 0
-
-    @wraps(function)  # it keeps what Jinja marked it with
-    def run(*args: Any, **named: Any) -> Any:
-        budget = _RUNNING.get()
-        budget.spend(sum(map(size, args[first:])) + sum(map(size, named.values())))
-        made = function(*args, **named)
-        if isinstance(made, Iterator):
-            made = tuple(made)
-        budget.spend(size(made))
-        return _bounded(made)
-
-    return run
-
-
-def _bounded(value: Any) -> Any:
-    """The value; OverflowError for a number of more digits than anybody counts."""
-    if isinstance(value, int | float) and abs(value) > MAX_NUMBER:
-        raise OverflowError(f"numbers end at {MAX_NUMBER:,}")
-    return value
-
-
-def _read(value: Any) -> Any:
-    spend(size(value))
-    return value
-
-
-def _concat(values: tuple[Any, ...]) -> str:
-    texts = [str(_printable(value)) for value in values]
-    spend(sum(map(len, texts)))
-    return "".join(texts)
-
-
-def _rounds(values: Any, weight: int) -> Any:
-    """The values of a loop, once it is known that it may go round that often."""
-    if isinstance(values, str | tuple | list):
-        _RUNNING.get().step(len(values), weight)
-    elif not isinstance(values, Undefined):  # that one says itself what is missing
-        raise TypeError(f"a loop goes over a list; this is {_a(values)}")
-    return values
-
-
-def _step(weight: int) -> None:
-    _RUNNING.get().step(1, weight)
-
-
-_COUNTERS: Mapping[str, Callable[..., Any]] = {" read": _read, " concat": _concat, " rounds": _rounds, " step": _step}
-"""Filters that no template can name: a space is in no name."""
-
-
-class _Counting(NodeTransformer):
-    """Puts counters around whatever costs time or memory in proportion to data."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - the visitor's names
-        weight = sum(_weight(part) for part in (*node.body, node.test) if part is not None)
-        self.generic_visit(node)
-        node.iter = _counter(" rounds", node.iter, nodes.Const(weight))
-        return node
-
-    def _with_step(self, node: Any) -> nodes.Node:
-        weight = _weight(node)
-        self.generic_visit(node)
-        step = nodes.ExprStmt(_counter(" step", nodes.Const(weight), lineno=node.lineno), lineno=node.lineno)
-        node.body.insert(0, step)
-        return node  # type: ignore[no-any-return]  # one of the three below
-
-    visit_Template = visit_Macro = visit_Block = _with_step  # noqa: N815
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _counter(" concat", nodes.Tuple(node.nodes, "load", lineno=node.lineno))
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.expr = _counter(" read", node.expr)
-        for operand in node.ops:
-            operand.expr = _counter(" read", operand.expr)
-        return node
-
-    def visit_Test(self, node: nodes.Test) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.node, node.args = _counter(" read", node.node), [_counter(" read", value) for value in node.args]
-        return node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        if isinstance(node.arg, nodes.Slice):  # a copy
-            node.node = _counter(" read", node.node)
-        return node
-
-
-def _counter(name: str, value: Any, *args: nodes.Expr, lineno: int | None = None) -> nodes.Filter:
-    return nodes.Filter(value, name, list(args), [], None, None, lineno=lineno or value.lineno)
-
-
-def _weight(node: nodes.Node) -> int:
-    """Syntax nodes of a piece of a template and characters of its text: at least what going through it once costs."""
-    own = len(node.data) if isinstance(node, nodes.TemplateData) else 0
-    return 1 + own + sum(map(_weight, node.iter_child_nodes()))
 
 
 # --- what a template may say -----------------------------------------------------------------------------------------
@@ -309,7 +150,7 @@ def _refuse_list(node: nodes.Tuple | nodes.List, _: Sandbox) -> str | None:
 def _refuse_filter(node: nodes.Filter, environment: Sandbox) -> str | None:
     if node.dyn_args or node.dyn_kwargs:
         return "a filter takes values one by one, no lists of them (*, **)"
-    known = environment.filters.keys() - _COUNTERS.keys()
+    known = environment.filters.keys() - COUNTERS.keys()
     return None if node.name in known else f"No filter named {node.name!r}; {did_you_mean(node.name, known)}"
 
 
@@ -374,7 +215,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             optimized=False,  # constants are worked out where work is counted
         )
         self.globals.clear()
-        self.filters = {**filters, **_COUNTERS}
+        self.filters = {**filters, **COUNTERS}
         self.tests = {name: self.tests[name] for name in _TESTS} | {
             name: _of_numbers(name, self.tests[name]) for name in ("odd", "even", "divisibleby")
         }
@@ -389,7 +230,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _generate(
         self, source: nodes.Template, name: str | None, filename: str | None, defer_init: bool = False
     ) -> str:
-        return super()._generate(_Counting().visit(source), name, filename, defer_init)
+        return super()._generate(Counting().visit(source), name, filename, defer_init)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """A field of a record, a macro of a file, or what a loop knows of itself; all else is undefined."""
@@ -420,7 +261,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_filter(self, name: str, *args: Any, **named: Any) -> Any:
         """What map('upper') calls; the counters are for compiled code alone."""
-        if name in _COUNTERS:
+        if name in COUNTERS:
             raise SecurityError(f"No filter named {name!r}")
         return super().call_filter(name, *args, **named)
 
@@ -431,7 +272,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 value._fail_with_undefined_error()
         if not (isinstance(left, int | float) and isinstance(right, int | float)):
             _check_text(operator, left, right)
-        return _bounded(self.binop_table[operator](_bounded(left), _bounded(right)))
+        return bounded(self.binop_table[operator](bounded(left), bounded(right)))
 
 
 def _of_numbers(name: str, test: Any) -> Callable[..., bool]:
@@ -439,7 +280,7 @@ def _of_numbers(name: str, test: Any) -> Callable[..., bool]:
 
     def run(value: Any, *args: Any) -> bool:
         if not all(isinstance(number, int | float) for number in (value, *args)):
-            raise TypeError(f"{name} is a test of numbers; this is {_a(value)}")
+            raise TypeError(f"{name} is a test of numbers; this is {a_kind(value)}")
         return bool(test(value, *args))
 
     return run
@@ -452,25 +293,11 @@ def _check_text(operator: str, left: Any, right: Any) -> None:
     elif operator == "*" and isinstance(left, str | tuple | list) and isinstance(right, int):
         spend(size(left) * max(right, 0))
     else:
-        raise TypeError(f"no {operator!r} between {_a(left)} and {_a(right)}")
+        raise TypeError(f"no {operator!r} between {a_kind(left)} and {a_kind(right)}")
 
 
 @pass_context  # so that nothing is printed while code is made of a template
 def _finalize(_: Context, value: Any) -> Any:
-    value = _printable(value)
+    value = printable(value)
     spend(len(value) if isinstance(value, str) else 8)
     return value
-
-
-def _printable(value: Any) -> Any:
-    """Text and numbers only: a printed list or method is a mistake in a prompt, not a prompt."""
-    if isinstance(value, Undefined):
-        return str(value)  # raises UndefinedError
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return value
-    raise TypeError(f"a template prints text and numbers; this is {_a(value)}; name one of its fields, or join it")
-
-
-def _a(value: Any) -> str:
-    name = "list" if isinstance(value, tuple) else type(value).__name__
-    return f"a {name}"

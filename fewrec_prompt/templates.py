@@ -22,10 +22,11 @@ from pydantic import Field, field_validator
 
 from fewrec_prompt import artifacts, lint
 from fewrec_prompt.artifacts import Settings
+from fewrec_prompt.counting import bounded_work
 from fewrec_prompt.errors import ArtifactError, TemplateError
 from fewrec_prompt.filters import COUNT_TOKENS, FILTERS, Moment
 from fewrec_prompt.lint import ROLES, Finding, LintError
-from fewrec_prompt.sandbox import ForbiddenError, Record, Sandbox, bounded_work, undeclared
+from fewrec_prompt.sandbox import ForbiddenError, Record, Sandbox, undeclared
 from fewrec_prompt.text import one_line, shown_title
 from fewrec_prompt.types import Demo, Domain, Fields, Interaction, Item, Kind, Message, Prompt, Query, TemplateRef
 

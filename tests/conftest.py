@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from fewrec_prompt import assets
+from fewrec_prompt import assets, tasks
 from fewrec_prompt.data import read_dataset
 from fewrec_prompt.data.dataset import Dataset
 
@@ -50,3 +50,19 @@ def ml_100k() -> Path:
 def films(ml_100k: Path) -> Dataset:
     """MovieLens-100K, read."""
     return read_dataset(ml_100k, "recbole")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random model that the tiny task fits."""
+    from _tiny import save_model
+
+    return save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=512)
+
+
+@pytest.fixture
+def task(model: Path) -> tasks.Task:
+    """The tiny task, over that model."""
+    from fewrec_prompt import Options
+
+    return Options(model=str(model)).applied(tasks.load_task("tiny"))

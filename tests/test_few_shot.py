@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _tiny import save_model
 from pyarrow import parquet
 
 from fewrec_prompt import few_shot, tasks
@@ -33,16 +32,6 @@ from fewrec_prompt.tuning.settings import Settings
 
 NDCG = ("nDCG@10",)
 LORA = Settings("lora", rank=2, epochs=2, learning_rate=1e-2)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=512)
-
-
-@pytest.fixture
-def task(model: Path) -> tasks.Task:
-    return Options(model=str(model)).applied(tasks.load_task("tiny"))
 
 
 def backend(model: Path) -> causal.CausalBackend:
@@ -96,7 +85,7 @@ def test_weights_are_not_tested_on_whom_they_were_learnt_from(
         evaluate(task, Options(adapters=(out,), split="selection", force=True), backend=backend(model))
     (trace,) = adapters.read(out).about["learnt_from"]
     assert not any(one.query.person in trace["people"] for one in shots_of(task, 3).learnt)  # not by their ids
-    adapters.check_untested(adapters.read(out), ["u1"], {"other.csv": "another file, where ids are other people"})
+    adapters.check_untested(out, ["u1"], {"other.csv": "another file, where ids are other people"})
 
 
 def test_a_later_round_is_not_tested_on_people_of_the_first(task: tasks.Task, model: Path, tmp_path: Path) -> None:

@@ -24,7 +24,17 @@ FLOORS = (
         "slices",
         "data",
     ),  # 1 files, numbers
-    ("templates", "sandbox", "filters", "verbalizers", "lint", "contract", "calibration", "demos"),  # 2 language
+    (
+        "templates",
+        "sandbox",
+        "counting",
+        "filters",
+        "verbalizers",
+        "lint",
+        "contract",
+        "calibration",
+        "demos",
+    ),  # 2 language
     ("backends", "catalogue"),  # 3 models
     ("recommender", "rendering", "baselines", "tuning"),  # 4 recommenders
     (  # 5 studies

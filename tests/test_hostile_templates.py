@@ -15,7 +15,7 @@ import pytest
 from _hostile import COMPILING, CORPUS, HEAD
 from _tiny import FILMS, query
 
-from fewrec_prompt import artifacts, sandbox, templates
+from fewrec_prompt import artifacts, counting, templates
 from fewrec_prompt.errors import ArtifactError, TemplateError
 from fewrec_prompt.seeds import rng_for
 
@@ -79,8 +79,8 @@ def test_what_is_refused_before_it_runs_is_refused_quickly(tmp_path: Path, name:
 
 def test_without_its_counters_a_template_does_as_it_likes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted mistake: the checks above see a sandbox that counts nothing."""
-    monkeypatch.setattr(sandbox, "MAX_STEPS", 10**9)
-    monkeypatch.setattr(sandbox, "MAX_WORK", 10**9)
+    monkeypatch.setattr(counting, "MAX_STEPS", 10**9)
+    monkeypatch.setattr(counting, "MAX_WORK", 10**9)
     path = tmp_path / "mine.jinja"
     path.write_text(HEAD + "{% for a in 'a' * 60000 %}{% endfor %}x", encoding="utf-8")
 
@@ -89,7 +89,7 @@ def test_without_its_counters_a_template_does_as_it_likes(tmp_path: Path, monkey
 
 def test_the_verdict_is_a_count_and_the_same_every_time(tmp_path: Path) -> None:
     path = tmp_path / "mine.jinja"
-    for n, fine in ((sandbox.MAX_STEPS - 1, True), (sandbox.MAX_STEPS, False)):  # the file itself is a step
+    for n, fine in ((counting.MAX_STEPS - 1, True), (counting.MAX_STEPS, False)):  # the file itself is a step
         path.write_text(HEAD + f"{{% for a in 'a' * {n} %}}{{% endfor %}}x", encoding="utf-8")
         template = templates.read(path)
         for _ in range(3):

@@ -43,11 +43,6 @@ RATES = {"head": 1e-2, "head-lora": 1e-2, "head-full": 1e-3, "prototypes": 1e-2}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=512)
-
-
-@pytest.fixture(scope="module")
 def task(model: Path) -> tasks.Task:
     return Options(model=str(model)).applied(tasks.load_task("tiny"))
 
@@ -391,8 +386,14 @@ def test_a_row_of_another_kind_is_refused_before_a_model_is_loaded(prompt: str, 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--search", "2"], "--search tries settings of what learns from whole answers, and not of 'head'"),
-        (["--from", "x"], "--from goes on with one adapter that learnt from whole answers"),
+        (["--search", "2"], "'head' learns from the shots of one task alone; leave --search out"),
+        (["--from", "x"], "'head' learns from the shots of one task alone; leave --from out"),
+        (["--search", "2", "--track", "mlflow"], "leave --search, --track out"),
+        (
+            ["--method", "lora", "--search", "2", "--from", "x"],
+            "--search tries settings on the shots of one task; leave --from out",
+        ),
+        (["--method", "lora", "--popularity"], "--popularity belongs to --method mix, not to 'lora'"),
     ],
 )
 def test_flags_of_other_methods_are_refused(flags: list[str], says: str, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _tiny import save_model
 from test_adapters import resealed
 from test_few_shot import backend
 from test_tuning import examples, recommender, settings
@@ -204,11 +203,6 @@ def test_answers_of_another_task_are_no_negatives() -> None:
 # --- from tasks to an adapter ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=512)
-
-
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with tasks about books and songs; gus and ann are tested and learnt from the other way round
@@ -360,4 +354,4 @@ def test_the_command_takes_several_tasks(model: Path, here: Path) -> None:
     assert "3 + 2" in listed.output
     refused = run(app, ["tune", "tiny", "books", "--search", "2", "--out", "a/y", *plain])
     assert refused.exit_code != 0
-    assert "--search, mix and classifiers learn from one task" in str(refused.exception)
+    assert "--search tries settings on the shots of one task; leave other tasks out" in str(refused.exception)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _tiny import save_model
 from accelerate.tracking import GeneralTracker, get_available_trackers
 from test_few_shot import LORA, backend
 from test_together import lessons
@@ -17,22 +16,11 @@ from typer.testing import CliRunner
 from fewrec_prompt import tasks
 from fewrec_prompt.cli import app
 from fewrec_prompt.errors import FewrecError, NumericError
-from fewrec_prompt.evaluation import Options
 from fewrec_prompt.few_shot import tune_task
 from fewrec_prompt.tuning import lessons as measures
 from fewrec_prompt.tuning import loop
 from fewrec_prompt.tuning.loop import tune_together
 from fewrec_prompt.tuning.tracking import Tracking
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=512)
-
-
-@pytest.fixture
-def task(model: Path) -> tasks.Task:
-    return Options(model=str(model)).applied(tasks.load_task("tiny"))
 
 
 class Notes(GeneralTracker):  # type: ignore[misc]  # accelerate ships no types

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from _tiny import save_model
 from test_few_shot import backend
 
 from fewrec_prompt import tasks, tune_search
@@ -16,11 +15,6 @@ from fewrec_prompt.tuning import adapters, examples
 from fewrec_prompt.tuning.settings import Settings
 
 SOFT = Settings("soft-prompt", tokens=4, epochs=1, held_out=0.25)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=512)
 
 
 @pytest.fixture

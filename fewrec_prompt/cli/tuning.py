@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -109,23 +109,10 @@ def tune(
 
     if method != "mix" and method not in DEFAULTS:
         raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, ('mix', *DEFAULTS))}")
-    if popularity and method != "mix":
-        raise FewrecError(f"--popularity belongs to --method mix, not to {method!r}")
+    _check_flags(method, popularity, {"--search": search, "--from": start, "--track": track, "other tasks": task[1:]})
     found, *also = (Options(model=model).applied(tasks.load_task(name)) for name in task)
-    if (also or track) and (search or method == "mix" or method in CLASSIFIERS):
-        raise FewrecError(
-            "--search, mix and classifiers learn from one task and tell no tracker; leave other tasks and --track out"
-        )
     row = _row(found, prompt, verbalizer, calibrate, alpha, length)
     numerics = Numerics(precision, device, int8_threshold)
-    if start is not None and (search or method == "mix" or method in CLASSIFIERS):
-        raise FewrecError(
-            "--from goes on with one adapter that learnt from whole answers; leave --search, mix and classifiers out"
-        )
-    if method == "mix" and search:
-        raise FewrecError("a mix has nothing to search for: its strength is chosen by leaving one person out")
-    if method in CLASSIFIERS and search:
-        raise FewrecError(f"--search tries settings of what learns from whole answers, and not of {method!r}")
     if method == "mix":
         from fewrec_prompt.mixing import tune_mix
 
@@ -178,6 +165,19 @@ def tune(
         _print(tuned, task, out)
     else:
         _search(found, settings, _only(shots), out, search, row, numerics)
+
+
+def _check_flags(method: str, popularity: bool, more: Mapping[str, object]) -> None:
+    """Raises FewrecError for flags that mean nothing together; `more` are those of methods that learn by the loop."""
+    from fewrec_prompt.tuning.settings import CLASSIFIERS
+
+    given = [flag for flag, value in more.items() if value]
+    if popularity and method != "mix":
+        raise FewrecError(f"--popularity belongs to --method mix, not to {method!r}")
+    if given and (method == "mix" or method in CLASSIFIERS):
+        raise FewrecError(f"{method!r} learns from the shots of one task alone; leave {', '.join(given)} out")
+    if given != ["--search"] and "--search" in given:
+        raise FewrecError(f"--search tries settings on the shots of one task; leave {', '.join(given[1:])} out")
 
 
 def _only(shots: list[int]) -> int:

@@ -120,8 +120,6 @@ def save(
 
 def read(folder: Path) -> Adapter:
     """An adapter folder, its files checked against their digests. Raises AdapterError that names what is wrong."""
-    if not folder.is_dir():
-        raise AdapterError(f"{folder}: no such folder; `fewrec adapters list` shows those there are")
     note = _note(folder)
     _check_files(folder, note["files"])
     try:
@@ -133,6 +131,12 @@ def read(folder: Path) -> Adapter:
     probes = {name: _probes_in(own) for name, own in note["probes"].items()}
     digest = note["files"][WEIGHTS]["sha256"]
     return Adapter(folder, note["method"], note["bound"], note["about"], digest, tensors, config, probes)
+
+
+def described(folder: Path) -> Mapping[str, Any]:
+    """What a folder says of how it was made, from its sealed note alone; no weights are read. Raises AdapterError."""
+    about: Mapping[str, Any] = _note(folder)["about"]
+    return about
 
 
 def mismatches(bound: Mapping[str, Any], recommender: Recommender) -> list[str]:
@@ -173,17 +177,17 @@ def traced(people: Iterable[str], data: Mapping[str, str]) -> dict[str, Any]:
     return {"data": dict(data), "people": sorted(set(map(_mark, people)))}
 
 
-def check_untested(adapter: Adapter, people: Iterable[str], data: Mapping[str, str]) -> None:
-    """Raises AdapterError if weights were learnt from somebody of these people, who are to be tested, in the same data.
+def check_untested(folder: Path, people: Iterable[str], data: Mapping[str, str]) -> None:
+    """Raises AdapterError if a folder was learnt from somebody of these people, who are to be tested, in the same data.
 
-    Folders from before this was written down say nothing.
+    Data are the same where a file is the same to the byte. Folders from before this was written down say nothing.
     """
     tested, files = {_mark(person): person for person in people}, set(data.values())
-    same = (one for one in adapter.about.get("learnt_from", ()) if files & set(one["data"].values()))
+    same = (one for one in described(folder).get("learnt_from", ()) if files & set(one["data"].values()))
     known = {mark for one in same for mark in one["people"]}  # ids of other data are other people
     if both := sorted(tested[mark] for mark in tested.keys() & known):
         raise AdapterError(
-            f"{adapter.folder}: was learnt from {len(both)} of the {len(tested)} people who are to be tested (such "
+            f"{folder}: was learnt from {len(both)} of the {len(tested)} people who are to be tested (such "
             f"as {both[0]!r}), so it knows their answers; test it with the users and the seed of the task that it was "
             "learnt for, or tune anew"
         )
@@ -234,6 +238,8 @@ def probed(recommender: Recommender, examples: Sequence[Example], seed: int) -> 
 
 
 def _note(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise AdapterError(f"{folder}: no such folder; `fewrec adapters list` shows those there are")
     path = folder / NOTE
     if not path.is_file():
         raise AdapterError(
