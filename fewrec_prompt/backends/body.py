@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
+from fewrec_prompt.backends.prefix import KeyValues, Soft, inputs
 
 
 class Body:
     """One model and the learned prefix, if any, that stands before every sequence."""
 
-    def __init__(self, model: Any, soft: SoftTokens | KeyValues | None = None) -> None:
+    def __init__(self, model: Any, soft: Soft = None) -> None:
         self.model, self.soft = model, soft
         self.device = model.device
 
@@ -59,6 +59,4 @@ class Body:
         return torch.from_numpy(array).to(self.device)
 
     def _inputs(self, ids: np.ndarray) -> dict[str, torch.Tensor]:
-        if isinstance(self.soft, SoftTokens):
-            return {"inputs_embeds": self.soft.embed(self.tensor(ids), self.model.get_input_embeddings())}
-        return {"input_ids": self.tensor(ids)}
+        return inputs(self.soft, self.tensor(ids), self.model.get_input_embeddings())

@@ -6,7 +6,6 @@ A question goes through tokens.py (text to ids) and engine.py (ids to log-probab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -17,16 +16,14 @@ from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Identity
 from fewrec_prompt.backends.answers import as_answers
 from fewrec_prompt.backends.engine import Engine
-from fewrec_prompt.backends.identity import Made
 from fewrec_prompt.backends.loading import context_window, load_tokenizer, load_weights
+from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.memory import keep_few_kernels
 from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, numeric_mode
-from fewrec_prompt.backends.prefix import KeyValues, SoftTokens, digest
+from fewrec_prompt.backends.prefix import Soft
 from fewrec_prompt.backends.probe import choose_layout, rounding
-from fewrec_prompt.backends.switching import AdapterSwitch
-from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.backends.trie_reader import TrieReader
 from fewrec_prompt.catalogue import Found, Rule, best_titles, build_trie
 from fewrec_prompt.errors import ModelError
@@ -38,15 +35,10 @@ SLOWER = {
 }
 
 
-class CausalBackend:
-    """A causal language model that answers questions, perhaps behind a learned prefix. Not for two threads at once.
+class CausalBackend(LocalBackend):
+    """A causal language model that answers questions, perhaps behind a learned prefix. Not for two threads at once."""
 
-    `adapter` is the sha256 of weights that were learned and sit inside the model, `adapter_name` which of the switch's
-    adapters that is. Whoever changes weights says so here, or sets `files` to None: else they would share their kept
-    answers with the model that the files hold.
-    """
-
-    adapter_name: str | None = None
+    kind, task_type = "causal", "CAUSAL_LM"
 
     def __init__(
         self,
@@ -54,35 +46,48 @@ class CausalBackend:
         tokenizer: Any,
         mode: NumericMode,
         files: ModelFiles | None = None,
-        soft: SoftTokens | KeyValues | None = None,
+        soft: Soft = None,
         adapter: str | None = None,
     ) -> None:
-        self.adapter = adapter
-        self.model = model.eval()
-        self.tokens = QuestionTokenizer(tokenizer)
-        self.mode = mode
-        self.files = files
-        self.engine = Engine(model, mode.layout, unit=mode.unit, token_budget=mode.token_budget, soft=soft)
+        super().__init__(model, tokenizer, mode, files, adapter)
+        self.engine = self._engine(soft)
         self.context_window = context_window(model.config.get_text_config(), tokenizer)
-        self.switch = AdapterSwitch(model)
 
-    def view(
-        self, *, soft: SoftTokens | KeyValues | None = None, adapter_name: str | None = None, adapter: str | None = None
-    ) -> CausalBackend:
-        """The same model behind another learned prefix, or with another of its adapters on; no weights are copied."""
-        made = copy(self)
-        made.adapter_name, made.adapter = adapter_name, adapter
+    def _engine(self, soft: Soft) -> Engine:
         mode = self.mode
-        made.engine = Engine(self.model, mode.layout, unit=mode.unit, token_budget=mode.token_budget, soft=soft)
+        return Engine(self.model, mode.layout, unit=mode.unit, token_budget=mode.token_budget, soft=soft)
+
+    def _copy(self) -> CausalBackend:
+        made = super()._copy()
+        made.engine = self._engine(None)  # which keeps what it computes behind a prefix
         return made
+
+    @property
+    def soft(self) -> Soft:
+        """What is learned and stands before every prompt."""
+        return self.engine.soft
+
+    @soft.setter
+    def soft(self, soft: Soft) -> None:
+        self.engine.soft = soft
+
+    @property
+    def state_width(self) -> int:
+        """Numbers in a hidden state: as many as in a token's vector, which the last layer goes back to."""
+        return int(self.embeddings.weight.shape[1])
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a pass; fewer once memory has run out."""
+        return self.engine.token_budget
+
+    def forget(self) -> None:
+        """Drop keys and values that are kept between questions, for other weights have made them."""
+        self.engine.forget()
 
     def n_tokens(self, question: Question) -> int:
         """Tokens of the longest sequence this question makes: learned prefix, prompt and continuation."""
         return self.engine.n_learned + max(len(sequence.ids) for sequence in self.tokens.encode(question))
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text that is part of no question yet."""
-        return len(self.tokens.text_ids(text))
 
     def n_computed(self, questions: Sequence[Question]) -> int:
         """Tokens that answering these questions together computes, as long as nothing of them is kept."""
@@ -124,16 +129,8 @@ class CausalBackend:
         return states if grad else np.asarray(states.cpu().numpy())
 
     def identity(self, questions: Sequence[Question]) -> Identity | None:
-        """The name of the answers to these questions, asked together; None where nothing says what the model is.
-
-        That is a model made in memory, one with adapters of unknown content, or one in training.
-        """
-        if self.adapter_name is not None and self.adapter is None:  # it is in training
-            return None
-        sequences = [one for question in questions for one in self.tokens.encode(question)]
-        prefix, budget = digest(self.engine.soft), self.engine.token_budget
-        bare = self.adapter_name is None and self.switch.peft is not None
-        return Made(self.model, self.files, self.mode, budget, self.adapter, prefix, bare=bare).name(sequences)
+        """The name of the answers to these questions, asked together; None where nothing says what the model is."""
+        return self._named([one for question in questions for one in self.tokens.encode(question)])
 
 
 def load(name: str, numerics: Numerics = AUTO, *, say: Say = quiet) -> CausalBackend:

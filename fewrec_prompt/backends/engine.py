@@ -27,7 +27,7 @@ from fewrec_prompt.backends.head import token_logprobs
 from fewrec_prompt.backends.memory import out_of_memory
 from fewrec_prompt.backends.packing import Rectangle, lay_out
 from fewrec_prompt.backends.plan import TokenSequence, Tree, plan, split
-from fewrec_prompt.backends.prefix import Kept, KeyValues, SoftTokens
+from fewrec_prompt.backends.prefix import Kept, KeyValues, Soft, SoftTokens, prefixed
 from fewrec_prompt.errors import BudgetError, ModelError
 
 BUDGET = {"cpu": 2048, "cuda": 16384}  # tokens of a pass in a throughput unit, padding counted
@@ -50,7 +50,7 @@ class Engine:
         *,
         unit: str = "canonical",
         token_budget: int | None = None,
-        soft: SoftTokens | KeyValues | None = None,
+        soft: Soft = None,
     ) -> None:
         self.layout, self.unit = layout, unit
         self.token_budget = token_budget or BUDGET.get(model.device.type, BUDGET["cpu"])
@@ -79,12 +79,12 @@ class Engine:
         return [rows[index][0] for index in range(len(ends))]
 
     @property
-    def soft(self) -> SoftTokens | KeyValues | None:
+    def soft(self) -> Soft:
         """The learned prefix."""
         return self._body.soft
 
     @soft.setter
-    def soft(self, soft: SoftTokens | KeyValues | None) -> None:
+    def soft(self, soft: Soft) -> None:
         self._body.soft = soft
         self.forget()
 
@@ -98,8 +98,7 @@ class Engine:
 
     def prefixed(self, sequences: Sequence[TokenSequence]) -> Sequence[TokenSequence]:
         """The sequences behind the virtual tokens of the learned prefix, if it has any."""
-        soft = self._body.soft
-        return [soft.before(sequence) for sequence in sequences] if isinstance(soft, SoftTokens) else sequences
+        return prefixed(self._body.soft, sequences)
 
     def searchable_body(self) -> Body:
         """The model for a search that keeps its own cache. Raises ModelError behind learned keys and values."""

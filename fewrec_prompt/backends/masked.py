@@ -21,19 +21,20 @@ import torch
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Identity
 from fewrec_prompt.backends.answers import as_answers
-from fewrec_prompt.backends.identity import Made
 from fewrec_prompt.backends.loading import context_window, load_tokenizer, load_weights
+from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.memory import keep_few_kernels
 from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.padded import Passes, head_sees, mean_pooled, pad, read_words
 from fewrec_prompt.backends.plan import TokenSequence
 from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, numeric_mode
-from fewrec_prompt.backends.tokens import QuestionTokenizer
+from fewrec_prompt.backends.prefix import SoftTokens, inputs, prefixed, virtual_ids
 from fewrec_prompt.catalogue import Found, Rule
 from fewrec_prompt.errors import ModelError
 from fewrec_prompt.types import Prompt, Question, TokenLogprobs
 
 PLL, PLL_L2R = "pll", "pll-l2r"
+_KINDS = {PLL: "masked", PLL_L2R: "masked-l2r"}
 
 
 class Cloze(NamedTuple):
@@ -52,11 +53,13 @@ class Masked(NamedTuple):
     tokens: tuple[int, ...]
 
 
-class MaskedBackend:
-    """A masked language model that answers questions. Not for two threads at once.
+class MaskedBackend(LocalBackend):
+    """A masked language model that answers questions, perhaps behind learned vectors. Not for two threads at once.
 
-    `mode.layout` is "pll" or "pll-l2r"; `adapter` is the sha256 of weights that were learned and sit inside the model.
+    `mode.layout` is "pll" or "pll-l2r".
     """
+
+    task_type = "FEATURE_EXTRACTION"  # PEFT has no word for filling in blanks
 
     def __init__(
         self,
@@ -64,25 +67,26 @@ class MaskedBackend:
         tokenizer: Any,
         mode: NumericMode,
         files: ModelFiles | None = None,
+        soft: SoftTokens | None = None,
         adapter: str | None = None,
     ) -> None:
-        assert mode.layout in (PLL, PLL_L2R), "a masked model has its own layouts"
+        assert mode.layout in _KINDS, "a masked model has its own layouts"
         if tokenizer.mask_token_id is None:
             raise ModelError("the tokenizer of this masked model names no mask token (mask_token)")
-        self.model = model.eval()
-        self.tokens = QuestionTokenizer(tokenizer)
-        self.mode, self.files, self.adapter = mode, files, adapter
+        super().__init__(model, tokenizer, mode, files, adapter)
+        self.kind, self.soft = _KINDS[mode.layout], soft
         self.context_window = context_window(model.config, tokenizer) - _positions_before(model)
         self._mask = int(tokenizer.mask_token_id)
         self._pad = int(model.config.pad_token_id or 0)  # RoBERTa counts positions by it
         self._passes = Passes(mode)
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a piece of plain text."""
-        return len(self.tokens.text_ids(text))
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a pass; fewer once memory has run out."""
+        return self._passes.token_budget
 
     def n_tokens(self, question: Question) -> int:
-        """Tokens of the longest sequence this question makes: prompt, continuation and what ends a text."""
+        """Tokens of the longest sequence this question makes: all that is before it, continuation, what ends a text."""
         return max(len(sequence.ids) for sequence in self._encode(question))
 
     def n_computed(self, questions: Sequence[Question]) -> int:
@@ -100,6 +104,7 @@ class MaskedBackend:
         One entry per question in the order asked: a float64 row (n_tokens,) per continuation; with `grad`, torch rows
         that gradients flow through. Raises NumericError if one is not finite.
         """
+        self.switch.use(self.adapter_name)
         asked = self._rows(questions)
         with torch.set_grad_enabled(grad):
             found = self._read({cloze for row in asked for cloze in row})
@@ -108,7 +113,9 @@ class MaskedBackend:
 
     def hidden(self, prompts: Sequence[Prompt], *, grad: bool = False) -> Any:
         """Means of the last hidden states over each prompt's tokens: (n_prompts, width) in fp32; torch with `grad`."""
-        rows = [self.tokens.prompt_ids(prompt) + self.tokens.end for prompt in prompts]
+        self.switch.use(self.adapter_name)
+        virtual = virtual_ids(self.soft)
+        rows = [virtual + self.tokens.prompt_ids(prompt) + self.tokens.end for prompt in prompts]
         with torch.set_grad_enabled(grad):
             found = self._passes(rows, len, self._pooled)
             states = torch.stack([found[row] for row in rows])
@@ -116,11 +123,14 @@ class MaskedBackend:
 
     def identity(self, questions: Sequence[Question]) -> Identity | None:
         """The name of the answers to these questions, asked together; None where nothing says what the model is."""
-        made = Made(self.model, self.files, self.mode, self._passes.token_budget, self.adapter)
-        return made.name([sequence for question in questions for sequence in self._encode(question)])
+        return self._named([sequence for question in questions for sequence in self._encode(question)])
 
     def _encode(self, question: Question) -> list[TokenSequence]:
-        return [replace(one, ids=one.ids + self.tokens.end) for one in self.tokens.encode(question)]
+        return [replace(one, ids=one.ids + self.tokens.end) for one in self._begun(question)]
+
+    def _begun(self, question: Question) -> Sequence[TokenSequence]:
+        """Each continuation behind its prompt and what is learned before that; nothing ends it yet."""
+        return prefixed(self.soft, self.tokens.encode(question))
 
     def _rows(self, questions: Sequence[Question]) -> list[tuple[Cloze, ...]]:
         """For each continuation, in order, a cloze a token."""
@@ -128,9 +138,10 @@ class MaskedBackend:
 
     def _clozes(self, question: Question) -> Iterator[tuple[Cloze, ...]]:
         words = self.tokens.word_numbers(question) if self.mode.layout == PLL_L2R else None
-        for place, sequence in enumerate(self.tokens.encode(question)):
+        before: tuple[None, ...] = (None,) * len(virtual_ids(self.soft))  # of no word
+        for place, sequence in enumerate(self._begun(question)):
             columns = range(sequence.scored_from, len(sequence.ids))
-            hidden = [[at] if words is None else _rest_of_word(words[place], at) for at in columns]
+            hidden = [[at] if words is None else _rest_of_word(before + words[place], at) for at in columns]
             yield tuple(self._cloze(sequence.ids, at, masked) for at, masked in zip(columns, hidden, strict=True))
 
     def _cloze(self, ids: tuple[int, ...], column: int, masked: Sequence[int]) -> Cloze:
@@ -154,14 +165,15 @@ class MaskedBackend:
     def _pass(self, rows: list[Masked]) -> list[torch.Tensor]:
         ids, mask = pad([row.ids for row in rows], self._pad, self.model.device)
         with head_sees(self.model, range(len(rows)), [row.column for row in rows]):
-            logits = self.model(input_ids=ids, attention_mask=mask).logits
+            logits = self.model(**inputs(self.soft, ids, self.embeddings), attention_mask=mask).logits
         places = [place for place, row in enumerate(rows) for _ in row.tokens]
         words = [token for row in rows for token in row.tokens]
         return read_words(logits, places, words, [len(row.tokens) for row in rows])
 
     def _pooled(self, rows: list[tuple[int, ...]]) -> Sequence[torch.Tensor]:
         ids, mask = pad(rows, self._pad, self.model.device)
-        states = self.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        given = inputs(self.soft, ids, self.embeddings)
+        states = self.model.base_model(**given, attention_mask=mask).last_hidden_state
         return list(mean_pooled(states, mask))
 
 

@@ -8,10 +8,10 @@ values (prefix tuning, Li & Liang 2021, arXiv 2101.00190) are what a model keeps
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -23,13 +23,6 @@ class SoftTokens:
     """Learned vectors (n_tokens, width) in the place of token embeddings, before everything else."""
 
     vectors: torch.Tensor
-
-    def before(self, sequence: TokenSequence) -> TokenSequence:
-        """The sequence with the virtual tokens −1, −2, … in front."""
-        n = len(self.vectors)
-        virtual = tuple(range(-1, -n - 1, -1))
-        shared = n + sequence.n_shared
-        return replace(sequence, ids=virtual + sequence.ids, scored_from=n + sequence.scored_from, n_shared=shared)
 
     def embed(self, ids: torch.Tensor, embeddings: torch.nn.Module) -> torch.Tensor:
         """Vectors (…, width) of ids, virtual ones among them."""
@@ -62,7 +55,34 @@ class KeyValues:
         return cls(tuple((layer.keys, layer.values) for layer in cache.layers))
 
 
-def digest(soft: SoftTokens | KeyValues | None) -> str | None:
+Soft: TypeAlias = SoftTokens | KeyValues | None
+"""What is learned and stands before every prompt."""
+
+
+def virtual_ids(soft: Soft) -> tuple[int, ...]:
+    """Ids of the learned vectors: −1, −2, …; learned keys and values have none."""
+    return tuple(range(-1, -len(soft.vectors) - 1, -1)) if isinstance(soft, SoftTokens) else ()
+
+
+def prefixed(soft: Soft, sequences: Sequence[TokenSequence]) -> Sequence[TokenSequence]:
+    """The sequences behind the virtual tokens of the learned prefix, if it has any."""
+    if not (virtual := virtual_ids(soft)):
+        return sequences
+    n = len(virtual)
+    return [
+        replace(one, ids=virtual + one.ids, scored_from=n + one.scored_from, n_shared=n + one.n_shared)
+        for one in sequences
+    ]
+
+
+def inputs(soft: Soft, ids: torch.Tensor, embeddings: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a transformers model is given for these ids (n_rows, n_columns), virtual ones among them."""
+    if isinstance(soft, SoftTokens):
+        return {"inputs_embeds": soft.embed(ids, embeddings)}
+    return {"input_ids": ids}
+
+
+def digest(soft: Soft) -> str | None:
     """sha256 of a learned prefix as it is now: kind, shapes, types and every number."""
     if soft is None:
         return None

@@ -18,13 +18,14 @@ import torch
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Identity
 from fewrec_prompt.backends.answers import as_answers
-from fewrec_prompt.backends.identity import Made
 from fewrec_prompt.backends.loading import context_window, load_tokenizer, load_weights
+from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.memory import keep_few_kernels
 from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.padded import Passes, head_sees, pad, read_words
 from fewrec_prompt.backends.plan import TokenSequence
 from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, numeric_mode
+from fewrec_prompt.backends.prefix import SoftTokens, inputs, virtual_ids
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.catalogue import Found, Rule
 from fewrec_prompt.errors import ModelError
@@ -49,11 +50,13 @@ class Read(NamedTuple):
     words: tuple[tuple[int, int], ...]
 
 
-class Seq2SeqBackend:
+class Seq2SeqBackend(LocalBackend):
     """An encoder-decoder model that answers questions. Not for two threads at once.
 
-    `adapter` is the sha256 of weights that were learned and sit inside the model.
+    What is learned and stands before a prompt stands before it in the encoder.
     """
+
+    kind, task_type = "seq2seq", "SEQ_2_SEQ_LM"
 
     def __init__(
         self,
@@ -61,19 +64,25 @@ class Seq2SeqBackend:
         tokenizer: Any,
         mode: NumericMode,
         files: ModelFiles | None = None,
+        soft: SoftTokens | None = None,
         adapter: str | None = None,
     ) -> None:
-        self.model = model.eval()
-        self.tokens = QuestionTokenizer(tokenizer)
-        self.mode, self.files, self.adapter = mode, files, adapter
+        super().__init__(model, tokenizer, mode, files, adapter)
+        self.soft = soft
         self.context_window = context_window(model.config, tokenizer)
         self._answers = QuestionTokenizer(tokenizer, start=self._start())
         self._pad = int(model.config.pad_token_id or 0)
         self._passes = Passes(mode)
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a piece of plain text."""
-        return len(self.tokens.text_ids(text))
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a pass; fewer once memory has run out."""
+        return self._passes.token_budget
+
+    @property
+    def embeddings(self) -> Any:
+        """The layer that turns a prompt's tokens into vectors: the encoder's."""
+        return self.model.get_encoder().get_input_embeddings()
 
     def n_tokens(self, question: Question) -> int:
         """Tokens of the prompt or of the longest continuation, whichever is longer: each has a window of its own."""
@@ -94,6 +103,7 @@ class Seq2SeqBackend:
         One entry per question in the order asked: a float64 row (n_tokens,) per continuation; with `grad`, torch rows
         that gradients flow through. Raises NumericError if one is not finite.
         """
+        self.switch.use(self.adapter_name)
         encoded = [self._encode(question) for question in questions]
         with torch.set_grad_enabled(grad):
             rows = self._read([asked for group in encoded for asked in group])
@@ -101,6 +111,7 @@ class Seq2SeqBackend:
 
     def hidden(self, prompts: Sequence[Prompt], *, grad: bool = False) -> Any:
         """Means of the encoder's states over each prompt's tokens: (n_prompts, width) in fp32; torch with `grad`."""
+        self.switch.use(self.adapter_name)
         rows = [self._prompt_ids(prompt) for prompt in prompts]
         with torch.set_grad_enabled(grad):
             states = self._encoder_states(rows)
@@ -109,10 +120,9 @@ class Seq2SeqBackend:
 
     def identity(self, questions: Sequence[Question]) -> Identity | None:
         """The name of the answers to these questions, asked together; None where nothing says what the model is."""
-        made = Made(self.model, self.files, self.mode, self._passes.token_budget, self.adapter)
         asked = [one for question in questions for one in self._encode(question)]
         # One sequence of the two: where the encoder's part ends is told by the place of `n_shared`.
-        return made.name(
+        return self._named(
             [
                 TokenSequence(one.prompt + one.answer, len(one.prompt) + one.scored_from, len(one.prompt))
                 for one in asked
@@ -129,7 +139,8 @@ class Seq2SeqBackend:
         return (int(first), *(token for token in self.tokens.start if token != first))
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        return self.tokens.prompt_ids(replace(prompt, answer_prefix="")) + self.tokens.end
+        own = self.tokens.prompt_ids(replace(prompt, answer_prefix=""))
+        return virtual_ids(self.soft) + own + self.tokens.end
 
     def _encode(self, question: Question) -> list[Asked]:
         prompt, begun = self._prompt_ids(question.prompt), question.prompt.answer_prefix
@@ -168,7 +179,8 @@ class Seq2SeqBackend:
 
     def _encoded(self, prompts: list[tuple[int, ...]]) -> list[torch.Tensor]:
         ids, mask = pad(prompts, self._pad, self.model.device)
-        states = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        given = inputs(self.soft, ids, self.embeddings)
+        states = self.model.get_encoder()(**given, attention_mask=mask).last_hidden_state
         return [row[: len(prompt)] for row, prompt in zip(states, prompts, strict=True)]
 
     def _pass(self, rows: list[Read], states: dict[tuple[int, ...], torch.Tensor]) -> list[torch.Tensor]:

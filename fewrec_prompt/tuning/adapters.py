@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fewrec_prompt.backends.causal import CausalBackend
+from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.models import digests
 from fewrec_prompt.errors import AdapterError
 from fewrec_prompt.files import new_folder
@@ -32,7 +32,7 @@ from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.methods import Tensors
 from fewrec_prompt.types import Interaction, Item, Query
 
-SCHEMA = 2  # 1: one task, not by its name
+SCHEMA = 3  # 2: of causal models alone; 1: of one task, not by its name
 WEIGHTS, CONFIG, NOTE = "adapter_model.safetensors", "adapter_config.json", "fewrec.json"
 LARGEST_NOTE = 8_000_000  # bytes
 N_PROBES, PROBE_TOLERANCE = 8, 1e-3  # nats, in fp32
@@ -63,15 +63,16 @@ def bindings(recommender: Recommender) -> dict[str, Any]:
     Raises AdapterError for another kind of backend, and for a model made in memory: nothing says what it is.
     """
     backend = recommender.backend
-    if not isinstance(backend, CausalBackend):
+    if not isinstance(backend, LocalBackend):
         raise AdapterError(
-            f"weights are kept for causal language models alone, and this recommender asks a {type(backend).__name__}"
+            f"weights are kept for models that run here, and this recommender asks a {type(backend).__name__}"
         )
     if backend.files is None:
         raise AdapterError("weights belong to a model that has files; this one was made in memory. Save it, load it")
     calibration, verbalizer = recommender.calibration, recommender.verbalizer
     return {
         **digests(backend.files),
+        "backend": backend.kind,
         "template": {"name": recommender.template.name, "sha256": recommender.template.ref.sha256},
         "verbalizer": verbalizer.model_dump(mode="json", exclude={"description", "alpha"}),
         "labels": _label_ids(recommender),
@@ -254,9 +255,16 @@ def _note(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: damaged ({error}); get the folder again") from error
     if not isinstance(note, dict) or seal != _seal(note):
         raise AdapterError(f"{path}: was changed since it was written; get the folder again")
-    if note["schema"] not in (1, SCHEMA):
-        raise AdapterError(f"{path}: is of schema {note['schema']!r}, and this version reads 1 and {SCHEMA}")
-    return _with_names(note) if note["schema"] == 1 else note
+    if note["schema"] not in range(1, SCHEMA + 1):
+        raise AdapterError(f"{path}: is of schema {note['schema']!r}, and this version reads 1 to {SCHEMA}")
+    if note["schema"] == 1:
+        note = _with_names(note)
+    return _of_causal(note) if note["schema"] < SCHEMA else note
+
+
+def _of_causal(note: Mapping[str, Any]) -> dict[str, Any]:
+    """A note of schema 2 as it is written now."""
+    return {**note, "bound": {name: bound | {"backend": "causal"} for name, bound in note["bound"].items()}}
 
 
 def _with_names(note: dict[str, Any]) -> dict[str, Any]:
@@ -308,7 +316,7 @@ def _label_ids(recommender: Recommender) -> list[list[int]]:
     reader, lead = recommender.verbalizer, recommender.template.front.lead
     words = [word for name in ("labels", "yes", "no") for word in getattr(reader, name, ())]
     backend = recommender.backend
-    assert isinstance(backend, CausalBackend), "checked before"
+    assert isinstance(backend, LocalBackend), "checked before"
     return [list(backend.tokens.text_ids(lead + word)) for word in words]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fewrec_prompt.assets import Say, quiet
-from fewrec_prompt.backends.causal import CausalBackend
+from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.errors import AdapterError, ModelError
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.adapters import Adapter
@@ -117,8 +117,10 @@ def _learner(recommender: Recommender, settings: Settings) -> Learner | None:
     method, backend = CLASSIFIERS[settings.method], recommender.backend
     if method is None:
         return None
-    if not isinstance(backend, CausalBackend):
-        raise ModelError(f"{settings.method!r} changes a causal language model, and this is none; take 'head' alone")
+    if not isinstance(backend, LocalBackend):
+        raise ModelError(
+            f"{settings.method!r} changes a model that runs here, and this is a {type(backend).__name__}; take 'head'"
+        )
     return begin(backend, replace(settings, method=method, dropout=0.0), instruction="", n_steps=0)
 
 

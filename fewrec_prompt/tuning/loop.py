@@ -21,7 +21,7 @@ import torch
 from accelerate import PartialState
 
 from fewrec_prompt.assets import Say, quiet
-from fewrec_prompt.backends.causal import CausalBackend
+from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.data.training import Training
 from fewrec_prompt.errors import DataError, NumericError, RunError
 from fewrec_prompt.recommender import Recommender
@@ -62,7 +62,7 @@ class Earlier:
 class Graded:
     """A backend whose answers carry gradients: what a recommender makes of them does, too."""
 
-    backend: CausalBackend
+    backend: LocalBackend
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
@@ -106,9 +106,9 @@ def tune_together(
     """
     backend = lessons[0].recommender.backend
     assert all(lesson.recommender.backend is backend for lesson in lessons), "adapters are learnt for one model"
-    if not isinstance(backend, CausalBackend):
-        raise DataError("only causal language models are tuned; this recommender asks another kind of backend")
-    if backend.engine.soft is not None:
+    if not isinstance(backend, LocalBackend):
+        raise DataError(f"only models that run here are tuned, and this recommender asks a {type(backend).__name__}")
+    if backend.soft is not None:
         raise DataError("this recommender has a learned prefix already; continue that adapter, or start from its base")
     for lesson in lessons:
         lesson.check(warm_up=settings.warm_up > 0)
@@ -136,7 +136,7 @@ class _Training:
     """The state of one training."""
 
     lessons: tuple[Lesson, ...]
-    backend: CausalBackend
+    backend: LocalBackend
     settings: Settings
     say: Say
     earlier: Earlier | None = None

@@ -23,6 +23,7 @@ import torch
 from torch.nn import Parameter
 
 from fewrec_prompt.backends.causal import CausalBackend
+from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
 from fewrec_prompt.backends.switching import in_peft
 from fewrec_prompt.errors import ModelError
@@ -36,7 +37,7 @@ LORA_ALPHA = 2  # times the rank
 class Learner:
     """Weights that learn on a model, and the backend that answers with them as they are now."""
 
-    backend: CausalBackend
+    backend: LocalBackend
 
     def parameters(self) -> dict[str, Parameter]:
         """What the optimizer changes, by name."""
@@ -44,7 +45,7 @@ class Learner:
 
     def place(self) -> None:
         """Make the backend answer with the weights as they are now; before every forward pass."""
-        self.backend.engine.forget()  # keys and values that other weights have made
+        self.backend.forget()
 
     def penalty(self) -> torch.Tensor | float:
         """What the method adds to the loss of a step."""
@@ -88,7 +89,7 @@ class Learner:
 class Virtual(Learner):
     """Vectors (n_tokens, width) before every prompt, perhaps made by a small network that is dropped in the end."""
 
-    def __init__(self, backend: CausalBackend, settings: Settings, instruction: str) -> None:
+    def __init__(self, backend: LocalBackend, settings: Settings, instruction: str) -> None:
         _freeze(backend.model)
         self.backend = backend.view(soft=SoftTokens(torch.zeros(settings.tokens, width(backend))))
         self._start = _first_vectors(backend, settings, instruction)
@@ -123,11 +124,11 @@ class Virtual(Learner):
         self.place()
 
     def place(self) -> None:
-        self.backend.engine.soft = SoftTokens(self.vectors())
+        self.backend.soft = SoftTokens(self.vectors())
 
     def end(self) -> None:
         super().end()
-        self.backend.engine.soft = SoftTokens(self.vectors().detach())
+        self.backend.soft = SoftTokens(self.vectors().detach())
 
     def config(self) -> dict[str, Any]:
         return self._config
@@ -139,9 +140,12 @@ class Virtual(Learner):
 class Prefix(Learner):
     """Keys and values (n_tokens, n_layers · 2 · n_heads · head_dim) before every prompt, in every layer."""
 
-    def __init__(self, backend: CausalBackend, settings: Settings, instruction: str) -> None:
-        if backend.mode.layout != "packed":
-            raise ModelError(f"'prefix' needs a model that takes a tree mask, and this one is {backend.mode.layout}")
+    def __init__(self, backend: LocalBackend, settings: Settings, instruction: str) -> None:
+        if not isinstance(backend, CausalBackend) or backend.mode.layout != "packed":
+            raise ModelError(
+                f"'prefix' needs a causal model that takes a tree mask, and this one is {backend.kind}, "
+                f"{backend.mode.layout}; take soft-prompt or lora"
+            )
         _freeze(backend.model)
         with torch.no_grad():
             start = backend.engine.keys_and_values(_first_ids(backend, settings, instruction))
@@ -168,7 +172,7 @@ class Prefix(Learner):
 
     def place(self) -> None:
         values = self._weights["prefix"].to(self.backend.model.dtype)
-        self.backend.engine.soft = unflat(values, **self._heads)
+        self.backend.soft = unflat(values, **self._heads)
 
     def config(self) -> dict[str, Any]:
         return self._config
@@ -180,10 +184,10 @@ class Prefix(Learner):
 class LowRank(Learner):
     """LoRA or AdaLoRA inside the model, through PEFT."""
 
-    def __init__(self, backend: CausalBackend, settings: Settings, n_steps: int) -> None:
+    def __init__(self, backend: LocalBackend, settings: Settings, n_steps: int) -> None:
         _freeze(backend.model)
         torch.manual_seed(settings.seed)  # PEFT draws its first weights from torch's own generator
-        self.name = backend.switch.add(_low_rank_config(backend.model, settings, n_steps), learning=True)
+        self.name = backend.switch.add(_low_rank_config(backend, settings, n_steps), learning=True)
         self.backend = backend.view(adapter_name=self.name)
         self._peft = backend.switch.peft
         self.place()
@@ -225,7 +229,7 @@ class AdaptiveRank(LowRank):
 
     _HELD = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what PEFT's allocator remembers of every weight
 
-    def __init__(self, backend: CausalBackend, settings: Settings, n_steps: int) -> None:
+    def __init__(self, backend: LocalBackend, settings: Settings, n_steps: int) -> None:
         super().__init__(backend, settings, n_steps)
         self._n_done = 0
 
@@ -283,7 +287,7 @@ class AdaptiveRank(LowRank):
 class Full(Learner):
     """Every weight of the model."""
 
-    def __init__(self, backend: CausalBackend) -> None:
+    def __init__(self, backend: LocalBackend) -> None:
         if backend.mode.precision != "fp32":
             raise ModelError(
                 f"'full' changes the model's own weights, which takes fp32, and this model is in "
@@ -306,7 +310,7 @@ class Full(Learner):
         return self.state()
 
 
-def begin(backend: CausalBackend, settings: Settings, *, instruction: str, n_steps: int) -> Learner:
+def begin(backend: LocalBackend, settings: Settings, *, instruction: str, n_steps: int) -> Learner:
     """Put the method's weights on the model. Virtual tokens begin as those of the instruction.
 
     `n_steps` is what AdaLoRA plans its ranks by. Raises ModelError for a method that this model cannot take.
@@ -349,9 +353,9 @@ def _freeze(model: Any) -> None:
         weights.requires_grad_(False)
 
 
-def width(backend: CausalBackend) -> int:
+def width(backend: LocalBackend) -> int:
     """Numbers in the vector of a token."""
-    return int(backend.model.get_input_embeddings().weight.shape[1])
+    return int(backend.embeddings.weight.shape[1])
 
 
 def _zero(width: int) -> torch.nn.Linear:
@@ -362,18 +366,18 @@ def _zero(width: int) -> torch.nn.Linear:
     return layer
 
 
-def _first_ids(backend: CausalBackend, settings: Settings, instruction: str) -> tuple[int, ...]:
+def _first_ids(backend: LocalBackend, settings: Settings, instruction: str) -> tuple[int, ...]:
     """Token ids that virtual tokens begin as: those of the instruction, again and again, or any words."""
     if settings.init == "vocabulary":
-        n_words = len(backend.model.get_input_embeddings().weight)
+        n_words = len(backend.embeddings.weight)
         drawn = rng_for(settings.seed, "first tokens").integers(0, n_words, settings.tokens)
         return tuple(int(word) for word in drawn)
     ids = backend.tokens.text_ids(instruction)
     return tuple(islice(cycle(ids), settings.tokens))
 
 
-def _first_vectors(backend: CausalBackend, settings: Settings, instruction: str) -> torch.Tensor:
-    embeddings = backend.model.get_input_embeddings()
+def _first_vectors(backend: LocalBackend, settings: Settings, instruction: str) -> torch.Tensor:
+    embeddings = backend.embeddings
     ids = torch.tensor(_first_ids(backend, settings, instruction), device=embeddings.weight.device)
     with torch.no_grad():
         vectors: torch.Tensor = embeddings(ids).float()
@@ -384,23 +388,30 @@ def _first_vectors(backend: CausalBackend, settings: Settings, instruction: str)
     return drawn
 
 
-def _virtual_config(backend: CausalBackend, settings: Settings) -> dict[str, Any]:
-    """What PEFT wants to know of virtual tokens; it finds the model's shape by itself."""
+def _virtual_config(backend: LocalBackend, settings: Settings) -> dict[str, Any]:
+    """What PEFT wants to know of virtual tokens."""
     from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
     kinds = {"soft-prompt": PromptTuningConfig, "p-tuning": PromptEncoderConfig, "prefix": PrefixTuningConfig}
-    config = kinds[settings.method](task_type="CAUSAL_LM", num_virtual_tokens=settings.tokens)
+    # PEFT would put others before the decoder's text, too
+    shared = {"task_type": backend.task_type, "num_virtual_tokens": settings.tokens, "num_transformer_submodules": 1}
+    if settings.method != "prefix":  # of keys and values it finds the shape by itself
+        of = backend.model.config.get_text_config()
+        shared |= {"num_layers": of.num_hidden_layers, "num_attention_heads": of.num_attention_heads}
+        shared["token_dim"] = width(backend)
+    config = kinds[settings.method](**shared)
     with torch.random.fork_rng():
         made = in_peft(backend.model, config)  # leaves the model as it is
     return _json_ready(made.peft_config["default"])
 
 
-def _low_rank_config(model: Any, settings: Settings, n_steps: int) -> Any:
+def _low_rank_config(backend: LocalBackend, settings: Settings, n_steps: int) -> Any:
     from peft import AdaLoraConfig, LoraConfig
     from transformers.pytorch_utils import Conv1D
 
+    model = backend.model
     shared = {
-        "task_type": "CAUSAL_LM",
+        "task_type": backend.task_type,
         "lora_alpha": LORA_ALPHA * settings.rank,
         "lora_dropout": settings.dropout,
         "target_modules": "all-linear" if settings.targets == "all" else _attention(model.config.model_type),

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.causal import CausalBackend
-from fewrec_prompt.backends.precision import Numerics
+from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import SoftTokens
 from fewrec_prompt.errors import AdapterError, did_you_mean
 from fewrec_prompt.files import new_folder
@@ -58,7 +57,7 @@ def adapted(recommender: Recommender, folder: Path | str, *, force: bool = False
 
 def _placed(adapter: Adapter, recommender: Recommender) -> Recommender:
     backend = recommender.backend
-    assert isinstance(backend, CausalBackend), "bindings were checked"
+    assert isinstance(backend, LocalBackend), "bindings were checked"
     if adapter.method in CLASSIFIERS:
         return _classified(adapter, recommender, backend)
     if place := _PLACES.get(adapter.method):
@@ -82,7 +81,7 @@ def merge(recommender: Recommender, folder: Path | str, out: Path) -> Path:
         )
     found = adapted(recommender, folder)
     backend = found.recommender.backend
-    assert isinstance(backend, CausalBackend), "it was just made"
+    assert isinstance(backend, LocalBackend), "it was just made"
     if backend.mode.precision != "fp32":
         raise AdapterError(f"{folder}: merge into the base in fp32, not in {backend.mode.precision}: --precision fp32")
     if out.exists():
@@ -99,7 +98,7 @@ def merge(recommender: Recommender, folder: Path | str, out: Path) -> Path:
     return out
 
 
-def _virtual(adapter: Adapter, backend: CausalBackend) -> CausalBackend:
+def _virtual(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
     vectors = _only(adapter, "prompt_embeddings")
     if vectors.ndim != 2 or vectors.shape[1] != width(backend):
         raise AdapterError(
@@ -108,7 +107,9 @@ def _virtual(adapter: Adapter, backend: CausalBackend) -> CausalBackend:
     return backend.view(soft=SoftTokens(vectors.to(backend.model.device)))
 
 
-def _prefix(adapter: Adapter, backend: CausalBackend) -> CausalBackend:
+def _prefix(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
+    if not isinstance(backend, CausalBackend):  # where bindings were overruled
+        raise AdapterError(f"{adapter.folder}: keys and values stand before a causal model, not a {backend.kind} one")
     values = _only(adapter, "prompt_embeddings")
     with torch.no_grad():
         layers = backend.engine.keys_and_values((0,)).layers
@@ -122,10 +123,10 @@ def _prefix(adapter: Adapter, backend: CausalBackend) -> CausalBackend:
     return backend.view(soft=unflat(on_device, n_heads=n_heads, head_dim=head_dim))
 
 
-def _low_rank(adapter: Adapter, backend: CausalBackend) -> CausalBackend:
+def _low_rank(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    name = backend.switch.add(peft_config(adapter))
+    name = backend.switch.add(peft_config(adapter, backend.task_type))
     peft = backend.switch.peft
     expected = {key: tuple(values.shape) for key, values in get_peft_model_state_dict(peft, adapter_name=name).items()}
     found = {key: tuple(values.shape) for key, values in adapter.tensors.items()}
@@ -154,10 +155,9 @@ def _in_fp32(model: Any, name: str, tensors: Mapping[str, torch.Tensor]) -> None
         weights.data = learnt.get(place, weights.data).to(weights.device, torch.float32)
 
 
-def _full(adapter: Adapter, backend: CausalBackend) -> CausalBackend:
+def _full(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
     assert backend.files is not None, "bindings were checked"
-    mode = backend.mode
-    made = causal.load(str(backend.files.folder), Numerics(mode.precision, mode.device, unit=mode.unit))
+    made = backend.anew()
     own = {name: tuple(weights.shape) for name, weights in made.model.named_parameters()}
     if own != {name: tuple(values.shape) for name, values in adapter.tensors.items()}:
         raise AdapterError(f"{adapter.folder}: its weights are not those of {backend.files.name}")
@@ -166,7 +166,7 @@ def _full(adapter: Adapter, backend: CausalBackend) -> CausalBackend:
     return made
 
 
-_PLACES: Mapping[str, Callable[[Adapter, CausalBackend], CausalBackend]] = {
+_PLACES: Mapping[str, Callable[[Adapter, LocalBackend], LocalBackend]] = {
     "soft-prompt": _virtual,
     "p-tuning": _virtual,
     "prefix": _prefix,
@@ -176,11 +176,11 @@ _PLACES: Mapping[str, Callable[[Adapter, CausalBackend], CausalBackend]] = {
 }
 
 
-def _classified(adapter: Adapter, recommender: Recommender, backend: CausalBackend) -> Recommender:
+def _classified(adapter: Adapter, recommender: Recommender, backend: LocalBackend) -> Recommender:
     """A classifier over the model as it is, or with the weights that learnt below it."""
     if learnt := below(adapter):
         backend = _PLACES[learnt.method](learnt, backend)
-    classifier = classifier_of(adapter, width(backend), n_classes_of(recommender))
+    classifier = classifier_of(adapter, backend.state_width, n_classes_of(recommender))
     return classified(recommender, classifier, backend)
 
 
@@ -192,7 +192,7 @@ def _only(adapter: Adapter, name: str) -> torch.Tensor:
     return adapter.tensors[name]
 
 
-def peft_config(adapter: Adapter) -> Any:
+def peft_config(adapter: Adapter, task_type: str) -> Any:
     """PEFT's configuration, put together anew from the few values that are ours to set.
 
     Raises AdapterError for every other value that is not PEFT's own default: a configuration can name code and paths.
@@ -214,7 +214,7 @@ def peft_config(adapter: Adapter) -> Any:
                 f"{adapter.folder}/adapter_config.json: {name} is {str(value)[:80]!r}; only plain low-rank "
                 "adapters are used"
             )
-    return kind(task_type="CAUSAL_LM", inference_mode=True, **{name: given[name] for name in checks if name in given})
+    return kind(task_type=task_type, inference_mode=True, **{name: given[name] for name in checks if name in given})
 
 
 def _is_default(value: Any, default: Any) -> bool:
@@ -260,7 +260,7 @@ _ADAPTIVE: Mapping[str, Callable[[Any], bool]] = {
     "rank_pattern": _pattern,
 }
 _SAID: Mapping[str, Callable[[Any], bool]] = {  # written for other tools; we set them ourselves
-    "task_type": lambda value: value == "CAUSAL_LM",
+    "task_type": lambda value: value in ("CAUSAL_LM", "FEATURE_EXTRACTION", "SEQ_2_SEQ_LM"),
     "inference_mode": lambda value: value is True,
     "peft_type": lambda value: value in ("LORA", "ADALORA"),
     "peft_version": lambda value: isinstance(value, str),
