@@ -110,6 +110,17 @@ def test_a_tracker_that_is_missing_is_named_before_anything_is_trained(
     assert "pip install" in str(done.exception)
 
 
+def test_a_tracker_that_does_not_start_is_an_error_of_its_own() -> None:
+    class Unreachable(Notes):
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            raise ConnectionError("no server at this address\nand a page of more")
+
+    with pytest.raises(
+        FewrecError, match=r"could not be started: no server at this address; set it up, or leave --track"
+    ):
+        tune_together(lessons(), settings("lora"), track=Tracking([Unreachable()]))
+
+
 def test_an_unknown_tracker_is_refused() -> None:
     with pytest.raises(FewrecError, match=r"unknown tracker 'wandbb'.*wandb"):
         Tracking(["wandbb"])  # type: ignore[list-item]

@@ -128,6 +128,25 @@ def test_who_did_not_learn_is_told() -> None:
     assert any("did not learn" in line for line in said)
 
 
+@pytest.mark.parametrize(("losses", "stays", "learned"), [
+    ((1.0, 0.9, 1.1), 2, False),
+    ((1.0, 1.1, 0.9), 2, True),
+    ((1.0, 1.1, 0.9), 1, True),
+    ((1.0, 1.1, 1.1, 0.9), 1, False),
+    ((1.0, 0.9, 0.8), 0, False),
+])  # fmt: skip
+def test_what_stays_has_to_have_learned(losses: tuple[float, ...], stays: int, learned: bool) -> None:
+    """A pass is measured while it learns, so the one that began with what stays counts, too; no other does."""
+    tuned = tune(recommender(), examples(2), settings("lora", epochs=1))
+    passes = [
+        replace(tuned.passes[min(at, 1)], epoch=at, loss=loss, losses={tuned.lessons[0].name: loss})
+        for at, loss in enumerate(losses)
+    ]
+    found = replace(tuned, passes=tuple(passes), best_epoch=stays)
+    assert found.learned == learned
+    assert bool(found.not_learned) != learned
+
+
 def test_the_best_pass_on_those_held_out_stays() -> None:
     people = examples()
     tuned = tune(recommender(), people[:4], settings("lora", epochs=5, patience=9), held_out=people[4:])

@@ -338,8 +338,8 @@ class _Training:
         found = Tuned(self.lessons, self.tuned, self.learner, settings, passes, epoch, n_weights, forgotten)
         if not found.learned:
             self.say(
-                f"{self.settings.method} did not learn: no pass had a lower loss than the untrained model's "
-                f"{found.zero_shot_loss:.3f}; try another learning rate or more passes"
+                f"{self.settings.method} did not learn: the weights that stay had no lower loss than the untrained "
+                f"model's {found.zero_shot_loss:.3f}; try another learning rate or more passes"
             )
         elif found.not_learned:
             self.say(f"{self.settings.method} did not learn {', '.join(found.not_learned)}, but the others")

@@ -51,15 +51,20 @@ class Tuned:
 
     @property
     def learned(self) -> bool:
-        """Whether the training loss over all tasks beat that of the untrained recommenders."""
-        return any(done.loss < self.zero_shot_loss for done in self.passes if done.of == "answers")
+        """Whether the training loss over all tasks beat the untrained recommenders' with the weights that stay."""
+        return any(done.loss < self.zero_shot_loss for done in self._of_what_stays())
 
     @property
     def not_learned(self) -> list[str]:
-        """The tasks whose own loss no pass brought below the untrained recommender's."""
-        done = [one for one in self.passes if one.of == "answers"]
-        start = self.passes[0].losses
-        return [name for name, loss in start.items() if not any(one.losses[name] < loss for one in done)]
+        """The tasks whose own loss did not beat the untrained recommender's."""
+        start, kept = self.passes[0].losses, self._of_what_stays()
+        return [name for name, loss in start.items() if not any(one.losses[name] < loss for one in kept)]
+
+    def _of_what_stays(self) -> list[Pass]:
+        """The pass that made the weights which stay, and the one that began with them: each is measured as it goes."""
+        if self.passes[self.best_epoch].of == "start":
+            return []
+        return [done for done in self.passes[self.best_epoch : self.best_epoch + 2] if done.of == "answers"]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: everything but the weights."""

@@ -44,7 +44,15 @@ class Tracking:
         """An accelerator whose `log` tells them; they are done when the block ends, however it does."""
         accelerator = Accelerator(cpu=cpu, log_with=list(self.trackers) or None, project_dir=self.folder)
         own = {"wandb": {"name": self.name}, "mlflow": {"run_name": self.name}}
-        accelerator.init_trackers(PROJECT, {key: value for key, value in about.items() if value is not None}, own)
+        settings = {key: value for key, value in about.items() if value is not None}
+        try:
+            accelerator.init_trackers(PROJECT, settings, own)
+        except Exception as error:  # each tracker has errors of its own: no server, no login, no folder
+            told = str(error).strip().partition("\n")[0]
+            raise FewrecError(
+                f"a tracker of {', '.join(map(str, self.trackers))} could not be started: {told}; set it up, or leave "
+                "--track out"
+            ) from error
         try:
             yield accelerator
         finally:
