@@ -6,17 +6,33 @@ Every backend over a model shares its switch and says before each answer which a
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fewrec_prompt.errors import ModelError
+
+FALSE_ALARMS = (
+    ".*is_gradient_checkpointing. is deprecated",  # it asks transformers by a name that has a newer one
+    "The following rank_pattern keys did not match",  # it looks for AdaLoRA's layers before they are there
+    ".*LoRA tensor.s. have invalid shape",  # where AdaLoRA took all rank away
+)
+
+
+@contextmanager
+def no_false_alarms() -> Iterator[None]:
+    """Within, PEFT does not warn of what is as it should be."""
+    with warnings.catch_warnings():
+        for message in FALSE_ALARMS:
+            warnings.filterwarnings("ignore", message)
+        yield
 
 
 def in_peft(model: Any, config: Any, name: str = "default") -> Any:
     """The model as PEFT wraps it, with an adapter of this configuration."""
     from peft import get_peft_model
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name that has a newer one
+    with no_false_alarms():
         return get_peft_model(model, config, adapter_name=name)
 
 
@@ -41,7 +57,8 @@ class AdapterSwitch:
             if self.peft is None:
                 self.peft = in_peft(self._model, config, name)
             else:
-                self.peft.add_adapter(name, config)
+                with no_false_alarms():
+                    self.peft.add_adapter(name, config)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise ModelError(
                 f"an adapter of kind {config.peft_type.value} cannot be put into this model: {error}"

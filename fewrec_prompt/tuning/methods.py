@@ -25,7 +25,7 @@ from torch.nn import Parameter
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
-from fewrec_prompt.backends.switching import in_peft
+from fewrec_prompt.backends.switching import in_peft, no_false_alarms
 from fewrec_prompt.errors import ModelError
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning.settings import Settings
@@ -220,7 +220,8 @@ class LowRank(Learner):
     def export(self) -> Tensors:
         from peft import get_peft_model_state_dict
 
-        found = get_peft_model_state_dict(self._peft, adapter_name=self.name)
+        with no_false_alarms():
+            found = get_peft_model_state_dict(self._peft, adapter_name=self.name)
         return {name: weights.detach().clone().contiguous() for name, weights in found.items()}
 
 

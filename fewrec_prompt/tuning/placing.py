@@ -13,6 +13,7 @@ import torch
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import SoftTokens
+from fewrec_prompt.backends.switching import no_false_alarms
 from fewrec_prompt.errors import AdapterError, did_you_mean
 from fewrec_prompt.files import new_folder
 from fewrec_prompt.recommender import Recommender
@@ -128,7 +129,9 @@ def _low_rank(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
 
     name = backend.switch.add(peft_config(adapter, backend.task_type))
     peft = backend.switch.peft
-    expected = {key: tuple(values.shape) for key, values in get_peft_model_state_dict(peft, adapter_name=name).items()}
+    with no_false_alarms():
+        own = get_peft_model_state_dict(peft, adapter_name=name)
+    expected = {key: tuple(values.shape) for key, values in own.items()}
     found = {key: tuple(values.shape) for key, values in adapter.tensors.items()}
     if expected != found:
         backend.switch.drop(name)
