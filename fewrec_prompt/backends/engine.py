@@ -27,7 +27,7 @@ from fewrec_prompt.backends.head import token_logprobs
 from fewrec_prompt.backends.memory import out_of_memory
 from fewrec_prompt.backends.packing import Rectangle, lay_out
 from fewrec_prompt.backends.plan import TokenSequence, Tree, plan, split
-from fewrec_prompt.backends.prefix import Kept, KeyValues, Soft, SoftTokens, prefixed
+from fewrec_prompt.backends.prefix import Kept, KeyValues, Soft, prefixed
 from fewrec_prompt.errors import BudgetError, ModelError
 
 BUDGET = {"cpu": 2048, "cuda": 16384}  # tokens of a pass in a throughput unit, padding counted
@@ -92,8 +92,6 @@ class Engine:
     def n_learned(self) -> int:
         """Positions that the learned prefix takes before every sequence."""
         soft = self._body.soft
-        if isinstance(soft, SoftTokens):
-            return len(soft.vectors)
         return 0 if soft is None else soft.n_tokens
 
     def prefixed(self, sequences: Sequence[TokenSequence]) -> Sequence[TokenSequence]:

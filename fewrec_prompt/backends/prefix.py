@@ -24,6 +24,10 @@ class SoftTokens:
 
     vectors: torch.Tensor
 
+    @property
+    def n_tokens(self) -> int:
+        return len(self.vectors)
+
     def embed(self, ids: torch.Tensor, embeddings: torch.nn.Module) -> torch.Tensor:
         """Vectors (…, width) of ids, virtual ones among them."""
         real = embeddings(ids.clamp(min=0))
@@ -61,7 +65,7 @@ Soft: TypeAlias = SoftTokens | KeyValues | None
 
 def virtual_ids(soft: Soft) -> tuple[int, ...]:
     """Ids of the learned vectors: −1, −2, …; learned keys and values have none."""
-    return tuple(range(-1, -len(soft.vectors) - 1, -1)) if isinstance(soft, SoftTokens) else ()
+    return tuple(range(-1, -soft.n_tokens - 1, -1)) if isinstance(soft, SoftTokens) else ()
 
 
 def prefixed(soft: Soft, sequences: Sequence[TokenSequence]) -> Sequence[TokenSequence]:
