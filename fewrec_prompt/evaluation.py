@@ -107,7 +107,7 @@ class Options:
             return self.rows
         learnt = [row_of(folder, task) for folder in self.adapters if not members_of(folder)]
         mixed = [row for folder in self.adapters for row in members_of(folder)]
-        bases = [row.model_copy(update={"adapter": None}) for row in learnt]
+        bases = [row.model_copy(update={"adapter": None}) for row in (*learnt, *mixed)]
         return (*(self.rows or dict.fromkeys((*bases, *mixed))), *learnt)
 
     def _ensembles(self, task: Task) -> tuple[EnsembleSettings, ...]:
@@ -132,10 +132,11 @@ def from_here(metric: str) -> str:
 
 
 def members_of(folder: Path) -> tuple[RowSettings, ...]:
-    """The rows that a mix was learnt over; none of an adapter of another kind."""
+    """The rows that a mix was learnt over, with the adapters that it carries; none of an adapter of another kind."""
     from fewrec_prompt.tuning.adapters import described
 
-    return tuple(RowSettings(**row) for row in described(folder).get("members", ()))
+    rows = [RowSettings(**row) for row in described(folder).get("members", ())]
+    return tuple(row.model_copy(update={"adapter": str(folder / row.adapter)} if row.adapter else {}) for row in rows)
 
 
 def row_of(folder: Path, task: str | None = None) -> RowSettings:

@@ -74,16 +74,27 @@ class Shots:
 
 
 def shots_of(
-    task: Task, n: int, seed: int = 0, *, held_out: float = 0.0, without: Set[str] = frozenset(), say: Say = quiet
+    task: Task,
+    n: int,
+    seed: int = 0,
+    *,
+    held_out: float = 0.0,
+    without: Set[str] = frozenset(),
+    unknown_to: Sequence[Path] = (),
+    say: Say = quiet,
 ) -> Shots:
     """`n` people of the task to learn from, drawn by the seed; of them a share is held out.
 
     They are those of its part "train" where it names one, else of "selection": all who are not tested. Where a protocol
     has drawn rows, all of those are learnt from, and WATCHED rows of other people are held out if any share is. Nobody
-    of `without` is among them. Raises DataError for more than there are.
+    of `without` is among them, nor whom the adapters `unknown_to` were learnt from. Raises DataError for more than
+    there are, AdapterError for an adapter that does not say whom it knows.
     """
     queries = tasks.load_queries(task, _part(task), say=say)
-    examples = [one for one in examples_of(queries) if one.query.person not in without]
+    examples = examples_of(queries)
+    everybody = {one.query.person for one in examples}
+    without = without.union(*(_known(folder, everybody, queries) for folder in unknown_to))
+    examples = tuple(one for one in examples if one.query.person not in without)
     prescribed = tasks.prescribed_shots(task, n, seed)
     if prescribed is None:
         if n > len(examples):
@@ -97,6 +108,12 @@ def shots_of(
     people = {example.query.person for example in learnt}
     others = [example for example in examples if example.query.person not in people]
     return Shots(learnt, drawn(others, min(WATCHED, len(others)), seed) if held_out else (), queries)
+
+
+def _known(folder: Path, people: Set[str], queries: QuerySet) -> Set[str]:
+    if not adapters.learnt_from(folder):
+        raise AdapterError(f"{folder}: does not say whom it was learnt from, so they cannot be left out; tune it anew")
+    return adapters.known(folder, people, queries.sources)
 
 
 def shots_together(
@@ -222,7 +239,7 @@ def tune_task(
 
 def _learnt_earlier(earlier: Round | None) -> Sequence[Any]:
     """Whom the earlier rounds were learnt from."""
-    return () if earlier is None else adapters.described(earlier.folder).get("learnt_from", ())
+    return () if earlier is None else adapters.learnt_from(earlier.folder)
 
 
 def check_free(out: Path) -> None:

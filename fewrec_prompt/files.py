@@ -35,8 +35,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     with _part_of(path) as part:
         part.mkdir()
         yield part
-        for file in part.iterdir():
-            _flush(file)
+        for file in part.rglob("*"):
+            if file.is_file():
+                _flush(file)
         part.rename(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from fewrec_prompt import scoring, tasks
@@ -19,9 +20,12 @@ from fewrec_prompt.scoring import Row
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import mixed
+from fewrec_prompt.tuning.adapters import learnt_from
 from fewrec_prompt.tuning.features import prior_of
 from fewrec_prompt.tuning.mix import Mix, fit
 from fewrec_prompt.types import Query
+
+CARRIED = "rows"  # where the adapters of its rows lie in a mix's folder
 
 
 def tune_mix(
@@ -38,13 +42,16 @@ def tune_mix(
 ) -> Mix:
     """Learn how much each score of these rows counts from `shots` people of a task, and write it to the folder `out`.
 
-    The first row (by default the task's first calibrated one) is where the weights begin. With `popularity` the
-    training part is looked at, too. Nobody is held out: who is learnt from is left out once. Raises FewrecError.
+    The first row (by default the task's first calibrated one) is where the weights begin. A row may have an adapter:
+    then people are taken whom it was not learnt from, for it knows the answers of those, and it is copied into the
+    folder. With `popularity` the training part is looked at, too. Nobody is held out: who is learnt from is left out
+    once. Raises FewrecError.
     """
     task = task if isinstance(task, Task) else tasks.load_task(task)
     check_free(out)
-    found = shots_of(task, shots, seed, say=say)
-    changes = {"rows": tuple(rows) or (default_row(task),), "ensembles": ()}
+    rows = tuple(rows) or (default_row(task),)
+    found = shots_of(task, shots, seed, unknown_to=_adapters_of(rows), say=say)
+    changes = {"rows": rows, "ensembles": ()}
     task = replace(task, settings=task.settings.model_copy(update=changes))
     queries = tuple(one.query for one in found.learnt)
     checked = check(task, queries=replace(found.queries, queries=queries))
@@ -63,14 +70,22 @@ def tune_mix(
         for query in queries
     ]
     made = fit(found.learnt, logged, prior_of(asking[0].name, asking[0].recommender))
+    carried = {f"{CARRIED}/{n}/{folder.name}": folder for n, folder in enumerate(_adapters_of(rows))}
+    places: dict[str, str] = {str(folder): place for place, folder in carried.items()}
+    members = [row.settings.model_dump(mode="json") for row in asking]
     about = {
         "tasks": {task.name: {"shots": shots, "data": dict(found.queries.sources)}},
-        "learnt_from": [found.traced()],
-        "members": [row.settings.model_dump(mode="json") for row in asking],
+        "learnt_from": [found.traced(), *chain.from_iterable(map(learnt_from, carried.values()))],
+        "members": [one | {"adapter": places.get(str(one["adapter"]))} for one in members],
         "seed": seed,
     }
-    mixed.save(out, made, recommenders, about)
+    mixed.save(out, made, recommenders, about, carried)
     return made
+
+
+def _adapters_of(rows: Sequence[RowSettings]) -> list[Path]:
+    """The folders of what rows have learnt already."""
+    return [Path(name) for name in dict.fromkeys(row.adapter for row in rows) if name is not None]
 
 
 class _Answered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,12 +14,14 @@ from typer.testing import CliRunner
 from fewrec_prompt.backends import causal
 from fewrec_prompt.checked import check
 from fewrec_prompt.cli import app
-from fewrec_prompt.errors import AdapterError, TaskError
+from fewrec_prompt.errors import AdapterError, DataError, FewrecError, TaskError
 from fewrec_prompt.evaluation import Options, evaluate, members_of
+from fewrec_prompt.few_shot import shots_of, tune_task
 from fewrec_prompt.mixing import tune_mix
 from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
 from fewrec_prompt.tasks import load_task
-from fewrec_prompt.tuning import mixed
+from fewrec_prompt.tuning import adapters, mixed
+from fewrec_prompt.tuning.settings import Settings
 
 PMI, JUDGE = RowSettings(prompt="complete", calibrate="pmi", alpha=0.5), RowSettings(prompt="judge")
 NAME = "complete pmi 0.5 + judge mix learnt"
@@ -122,3 +125,58 @@ def test_the_command_says_what_was_learnt_and_how_to_use_it(folder: Path, tmp_pa
 def test_popularity_belongs_to_a_mix() -> None:
     found = CliRunner().invoke(app, ["tune", "eval/tiny.toml", "--method", "lora", "--popularity", "--out", "x"])
     assert "--popularity belongs to --method mix" in str(found.exception or found.output)
+
+
+def test_a_mix_over_an_adapter_learns_from_others_and_carries_it(backend, tmp_path: Path) -> None:
+    """Nobody whom the adapter knows is learnt from, and the folder is whole after the adapter itself is gone."""
+    films, out = tmp_path / "films", tmp_path / "mix"
+    settings = Settings("lora", epochs=1, held_out=0.0)
+    tune_task("eval/tiny.toml", settings, 3, films, row=PMI, backend=backend)
+    row = PMI.model_copy(update={"adapter": str(films)})
+    made = tune_mix("eval/tiny.toml", 3, out, rows=(row,), popularity=True, backend=backend)
+    assert made.names[0] == "complete pmi 0.5 + films sum"
+    of_mix, of_adapter = adapters.learnt_from(out)
+    assert not {*of_mix["people"]} & {*of_adapter["people"]}
+    assert len(of_mix["people"]) == len(of_adapter["people"]) == 3
+
+    shutil.rmtree(films)
+    moved = tmp_path / "moved"
+    out.rename(moved)
+    run = evaluate("eval/tiny.toml", Options(adapters=(moved,)), out=tmp_path / "run", backend=backend)
+    base, adapted = "complete pmi 0.5", "complete pmi 0.5 + films"
+    assert [one["name"] for one in run.rows][-3:] == [base, adapted, f"{adapted} mix moved"]
+
+    everybody = len(shots_of(load_task("eval/tiny.toml"), 1).queries.queries)
+    row = PMI.model_copy(update={"adapter": str(moved / "rows" / "0" / "films")})
+    with pytest.raises(DataError, match=f"{everybody} shots were asked, but there are {everybody - 3} people"):
+        tune_mix("eval/tiny.toml", everybody, tmp_path / "more", rows=(row,), backend=backend)
+
+
+def test_a_mix_over_an_adapter_is_bound_to_its_weights(backend, tmp_path: Path) -> None:
+    """Another adapter in the place of the one that it was learnt over is refused, though it holds by itself."""
+    out = tmp_path / "mix"
+    for seed in (0, 1):
+        settings = Settings("soft-prompt", epochs=1, tokens=2, held_out=0.0, seed=seed)
+        tune_task("eval/tiny.toml", settings, 3, tmp_path / str(seed) / "films", row=PMI, backend=backend)
+    row = PMI.model_copy(update={"adapter": str(tmp_path / "0" / "films")})
+    tune_mix("eval/tiny.toml", 3, out, rows=(row,), backend=backend)
+    shutil.rmtree(out / "rows" / "0" / "films")
+    shutil.copytree(tmp_path / "1" / "films", out / "rows" / "0" / "films")
+    with pytest.raises(AdapterError, match=r"learnt was .* and is "):
+        evaluate("eval/tiny.toml", Options(adapters=(out,)), out=tmp_path / "run", backend=backend)
+
+
+def test_the_command_mixes_over_an_adapter_and_refuses_one_elsewhere(folder: Path, tmp_path: Path) -> None:
+    films, out = tmp_path / "films", tmp_path / "mix"
+    command = ["tune", "eval/tiny.toml", "--shots", "3", "--model", str(folder), "--precision", "fp32"]
+    made = CliRunner().invoke(app, [*command, "--method", "soft-prompt", "--epochs", "1", "--out", str(films)])
+    assert made.exit_code == 0, made.output
+    mix = [*command, "--out", str(out), "--adapter", str(films)]
+
+    found = CliRunner().invoke(app, [*mix, "--method", "mix", "--popularity"])
+
+    assert found.exit_code == 0, found.output
+    assert "+ films twin" in found.output
+    assert "popularity" in found.output
+    with pytest.raises(FewrecError, match="--adapter belongs to --method mix, not to 'lora'"):
+        CliRunner().invoke(app, [*mix, "--method", "lora"], catch_exceptions=False)

@@ -44,6 +44,11 @@ class LocalBackend(Backend):
         self.switch = AdapterSwitch(model)
 
     @property
+    def learnt(self) -> str | None:
+        """A name for what was learned and is used now, inside the model or before the prompt; None of a bare model."""
+        return self.adapter or digest(self.soft)
+
+    @property
     def embeddings(self) -> Any:
         """The layer that turns a prompt's tokens into vectors."""
         return self.model.get_input_embeddings()

@@ -29,6 +29,9 @@ def curve(
         str, typer.Option(help="Which row differences are to: zero, or a baseline among them.")
     ] = "zero",
     epochs: Annotated[int | None, typer.Option(help="Passes over the people; the method's own by default.")] = None,
+    questions: Annotated[
+        int, typer.Option(help="About how many of each person's latest things to ask, another one every pass.")
+    ] = 1,
     negatives: Annotated[str | None, typer.Option(help="What answers are learnt against; see fewrec tune.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
     prompt: Annotated[str | None, typer.Option(help="Template; by default the task's first calibrated row.")] = None,
@@ -51,7 +54,8 @@ def curve(
 
     found = Options(users=users, model=model).applied(tasks.load_task(task))
     folder = out or Path("curves") / found.name
-    tuning = {"epochs": epochs, "negatives": negatives, "held_out": held_out}
+    tuning: dict[str, Any] = {"epochs": epochs, "negatives": negatives, "held_out": held_out}
+    tuning |= {"questions": questions} if questions != 1 else {}  # studies from before it could be said go on
     row = None if prompt is None else RowSettings(prompt=prompt)
     about: dict[str, Any] = {"row": row, "metrics": metric, "against": against, "settings": tuning}
     with resumable():

@@ -67,6 +67,9 @@ def tune(
     loss: Annotated[
         str | None, typer.Option(help="listwise, pairwise or binary; by default what the data asks.")
     ] = None,
+    questions: Annotated[
+        int, typer.Option(help="About how many of each person's latest things to ask, another one every pass.")
+    ] = 1,
     negatives: Annotated[
         str | None,
         typer.Option(help="given, uniform, popularity, in-batch or hard; by default new uniform ones for every pass."),
@@ -78,6 +81,10 @@ def tune(
     popularity: Annotated[
         bool, typer.Option("--popularity", help="Of mix: weigh how often items were taken, too.")
     ] = False,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Of mix: weigh what this adapter's row scores; people are taken whom it does not know."),
+    ] = None,
     start: Annotated[
         Path | None, typer.Option("--from", help="An adapter to go on from, with these people instead of its own.")
     ] = None,
@@ -109,14 +116,19 @@ def tune(
 
     if method != "mix" and method not in DEFAULTS:
         raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, ('mix', *DEFAULTS))}")
-    _check_flags(method, popularity, {"--search": search, "--from": start, "--track": track, "other tasks": task[1:]})
+    _check_flags(
+        method,
+        {"--popularity": popularity, "--adapter": adapter},
+        {"--search": search, "--from": start, "--track": track, "other tasks": task[1:]},
+    )
     found, *also = (Options(model=model).applied(tasks.load_task(name)) for name in task)
     row = _row(found, prompt, verbalizer, calibrate, alpha, length)
     numerics = Numerics(precision, device, int8_threshold)
     if method == "mix":
+        from fewrec_prompt.evaluation import row_of
         from fewrec_prompt.mixing import tune_mix
 
-        rows = () if row is None else (row,)
+        rows = tuple(one for one in (None if adapter is None else row_of(adapter, found.name), row) if one is not None)
         made = tune_mix(
             found, _only(shots), out, rows=rows, popularity=popularity, seed=seed, numerics=numerics, say=say
         )
@@ -139,6 +151,7 @@ def tune(
         held_out=held_out,
         patience=patience,
         temperature=temperature,
+        questions=questions,
         seed=seed,
         checkpointing=checkpointing,
     )
@@ -167,13 +180,13 @@ def tune(
         _search(found, settings, _only(shots), out, search, row, numerics)
 
 
-def _check_flags(method: str, popularity: bool, more: Mapping[str, object]) -> None:
-    """Raises FewrecError for flags that mean nothing together; `more` are those of methods that learn by the loop."""
+def _check_flags(method: str, of_mix: Mapping[str, object], of_loop: Mapping[str, object]) -> None:
+    """Raises FewrecError for flags that mean nothing together: those of a mix and those of the loop."""
     from fewrec_prompt.tuning.settings import CLASSIFIERS
 
-    given = [flag for flag, value in more.items() if value]
-    if popularity and method != "mix":
-        raise FewrecError(f"--popularity belongs to --method mix, not to {method!r}")
+    given = [flag for flag, value in of_loop.items() if value]
+    if method != "mix" and (misplaced := [flag for flag, value in of_mix.items() if value]):
+        raise FewrecError(f"{misplaced[0]} belongs to --method mix, not to {method!r}")
     if given and (method == "mix" or method in CLASSIFIERS):
         raise FewrecError(f"{method!r} learns from the shots of one task alone; leave {', '.join(given)} out")
     if given != ["--search"] and "--search" in given:

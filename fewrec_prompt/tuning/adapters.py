@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
 from importlib.metadata import version
 from pathlib import Path
+from shutil import copytree
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -70,7 +71,9 @@ def bindings(recommender: Recommender) -> dict[str, Any]:
     if backend.files is None:
         raise AdapterError("weights belong to a model that has files; this one was made in memory. Save it, load it")
     calibration, verbalizer = recommender.calibration, recommender.verbalizer
+    learnt = {} if backend.learnt is None else {"learnt": backend.learnt}  # of a row of a mix
     return {
+        **learnt,
         **digests(backend.files),
         "backend": backend.kind,
         "template": {"name": recommender.template.name, "sha256": recommender.template.ref.sha256},
@@ -92,9 +95,11 @@ def save(
     config: Mapping[str, Any] | None = None,
     about: Mapping[str, Any],
     probes: Mapping[str, Probes] | None = None,
+    carried: Mapping[str, Path] | None = None,
 ) -> Path:
     """Write an adapter folder, whole or not at all; `bound` and `probes` are by the name of a task.
 
+    `carried` are other adapter folders that it needs, by the place in it where they are copied to.
     Raises AdapterError if something is there already or a weight is not finite.
     """
     if folder.exists():
@@ -105,12 +110,15 @@ def save(
         save_file({name: values.detach().cpu().contiguous() for name, values in tensors.items()}, part / WEIGHTS)
         if config is not None:
             (part / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        files = {path.name: _sealed(path) for path in sorted(part.iterdir())}
+        for place, other in (carried or {}).items():
+            copytree(other, part / place)
         note: dict[str, Any] = {
             "schema": SCHEMA,
             "method": method,
             "bound": bound,
             "about": about,
-            "files": {path.name: _sealed(path) for path in sorted(part.iterdir())},
+            "files": files,
             "probes": {name: _probes_out(own) for name, own in (probes or {}).items()},
         }
         note = _plain(note)
@@ -178,20 +186,32 @@ def traced(people: Iterable[str], data: Mapping[str, str]) -> dict[str, Any]:
     return {"data": dict(data), "people": sorted(set(map(_mark, people)))}
 
 
-def check_untested(folder: Path, people: Iterable[str], data: Mapping[str, str]) -> None:
-    """Raises AdapterError if a folder was learnt from somebody of these people, who are to be tested, in the same data.
+def learnt_from(folder: Path) -> Sequence[Mapping[str, Any]]:
+    """What `traced` wrote about all whom a folder was learnt from, in this round and earlier ones."""
+    found: Sequence[Mapping[str, Any]] = described(folder).get("learnt_from", ())
+    return found
 
-    Data are the same where a file is the same to the byte. Folders from before this was written down say nothing.
-    """
-    tested, files = {_mark(person): person for person in people}, set(data.values())
-    same = (one for one in described(folder).get("learnt_from", ()) if files & set(one["data"].values()))
-    known = {mark for one in same for mark in one["people"]}  # ids of other data are other people
-    if both := sorted(tested[mark] for mark in tested.keys() & known):
+
+def check_untested(folder: Path, people: Iterable[str], data: Mapping[str, str]) -> None:
+    """Raises AdapterError if a folder was learnt from somebody of these people, who are to be tested."""
+    tested = set(people)
+    if both := sorted(known(folder, tested, data)):
         raise AdapterError(
             f"{folder}: was learnt from {len(both)} of the {len(tested)} people who are to be tested (such "
             f"as {both[0]!r}), so it knows their answers; test it with the users and the seed of the task that it was "
             "learnt for, or tune anew"
         )
+
+
+def known(folder: Path, people: Iterable[str], data: Mapping[str, str]) -> frozenset[str]:
+    """Those of these people whom a folder was learnt from; data are the same where a file is the same to the byte.
+
+    Of folders from before this was written down: nobody.
+    """
+    files = set(data.values())
+    same = (one for one in learnt_from(folder) if files & set(one["data"].values()))
+    marks = {mark for one in same for mark in one["people"]}  # ids of other data are other people
+    return frozenset(person for person in people if _mark(person) in marks)
 
 
 def _mark(person: str) -> str:

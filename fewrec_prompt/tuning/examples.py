@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.errors import DataError
+from fewrec_prompt.filters import LIKED
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.types import Query
 
@@ -38,6 +39,31 @@ def examples_of(queries: QuerySet) -> tuple[Example, ...]:
 
 def _places(query: Query, relevant: frozenset[str]) -> tuple[int, ...]:
     return tuple(place for place, item in enumerate(query.candidates) if item.id in relevant)
+
+
+def stepped_back(example: Example, back: int) -> Example:
+    """What the same person took `back` things before the answer, as a question: known is what came before that.
+
+    It stands where the answer stood. One thing of the history stays known at least. A single candidate that is judged
+    was liked as its rating says; one without a rating, or where the candidate is not rated, is no question, and the
+    example itself is returned.
+    """
+    query = example.query
+    back = min(back, len(query.history) - 1)
+    if back < 1:
+        return example
+    taken = query.history[-back]
+    known = replace(query, history=query.history[:-back])
+    if len(query.candidates) == 1:
+        if taken.rating is None:
+            return example
+        return Example(replace(known, candidates=(taken.item,)), (0,) if taken.rating >= LIKED else ())
+    if not example.relevant:
+        return example
+    answer, *others = example.relevant
+    kept = [(place, item) for place, item in enumerate(query.candidates) if place not in others and item != taken.item]
+    items = tuple(taken.item if place == answer else item for place, item in kept)
+    return Example(replace(known, candidates=items), (items.index(taken.item),))
 
 
 def drawn(examples: Sequence[Example], n: int, seed: int) -> tuple[Example, ...]:

@@ -27,7 +27,7 @@ from fewrec_prompt.errors import DataError, NumericError, RunError
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning import checkpoint
-from fewrec_prompt.tuning.examples import Example
+from fewrec_prompt.tuning.examples import Example, stepped_back
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.losses import LOSSES
 from fewrec_prompt.tuning.methods import Tensors, begin
@@ -111,7 +111,7 @@ def tune_together(
     if backend.soft is not None:
         raise DataError("this recommender has a learned prefix already; continue that adapter, or start from its base")
     for lesson in lessons:
-        lesson.check(warm_up=settings.warm_up > 0)
+        lesson.check(warm_up=settings.warm_up > 0, questions=settings.questions)
     state = _Training(tuple(lessons), backend, settings.complete(), say, earlier)
     return state.run(folder, watch, track or Tracking())
 
@@ -209,8 +209,13 @@ class _Training:
             people = [self.lessons[task].examples[draw.place] for draw in own]
             if self.plan[epoch] == "answers":
                 people = self.negatives[task](people, turn, partial(self._rank, self.tuned[task]))
+                people = [stepped_back(one, self._back(draw)) for draw, one in zip(own, people, strict=True)]
             found += zip(own, people, strict=True)
         return found
+
+    def _back(self, draw: Draw) -> int:
+        """How many things before the answer this draw asks about: another one every turn, all of them in every turn."""
+        return (draw.place + draw.turn) % self.settings.questions
 
     def _step(self, batch: Sequence[tuple[Draw, Example]], epoch: int) -> np.ndarray:
         """One change of the weights; what each task adds to the mean loss of the batch before it, (n_tasks,)."""
@@ -277,7 +282,11 @@ class _Training:
 
     def _untrained(self) -> tuple[list[float], list[float]]:
         """For each task, the scale at which its scores before training suit the answers best, and their loss at it."""
-        found = [lesson.suited(lesson.recommender, lesson.examples) for lesson in self.lessons]
+        asked = [
+            [stepped_back(one, self._back(Draw(task, place, 0))) for place, one in enumerate(lesson.examples)]
+            for task, lesson in enumerate(self.lessons)
+        ]
+        found = [lesson.suited(lesson.recommender, own) for lesson, own in zip(self.lessons, asked, strict=True)]
         return [log_scale for log_scale, _ in found], [loss for _, loss in found]
 
     def _rank(self, recommender: Recommender, query: Query) -> Ranking:

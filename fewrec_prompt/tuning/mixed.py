@@ -57,12 +57,21 @@ def all_features(
     return found | (popularity_of(query, counts) if counts is not None else {})
 
 
-def save(folder: Path, mix: Mix, rows: Mapping[str, Recommender], about: Mapping[str, Any]) -> Path:
-    """Write a mix, bound to all that its rows ask with. Raises AdapterError as `adapters.save` and `bindings` do."""
+def save(
+    folder: Path,
+    mix: Mix,
+    rows: Mapping[str, Recommender],
+    about: Mapping[str, Any],
+    carried: Mapping[str, Path] | None = None,
+) -> Path:
+    """Write a mix, bound to all that its rows ask with; `carried` are the adapters of rows (see `adapters.save`).
+
+    Raises AdapterError as `adapters.save` and `bindings` do.
+    """
     arrays, meta = mix.to_tensors()
     bound = {name: adapters.bindings(row) for name, row in rows.items()}
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return adapters.save(folder, METHOD, bound, tensors, about={**about, "mix": meta})
+    return adapters.save(folder, METHOD, bound, tensors, about={**about, "mix": meta}, carried=carried)
 
 
 def load(folder: Path, rows: Mapping[str, Recommender], *, force: bool = False) -> tuple[Mix, dict[str, Any]]:

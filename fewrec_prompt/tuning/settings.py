@@ -26,7 +26,8 @@ class Settings:
     is people a step. `warm_up` are passes over the histories alone, as plain modelling of the next title, before any
     answer is learnt from; `held_out` is the share of people that early stopping looks at, and `patience` how many
     passes may go by without a better one. `temperature` says how evenly several tasks are drawn (mixture.py): 1 in
-    proportion to their people, a large one each as often. Raises FewrecError for values that cannot be meant.
+    proportion to their people, a large one each as often. `questions` is about how many of a person's latest things is
+    asked, another one every pass (examples.py). Raises FewrecError for values that cannot be meant.
     """
 
     method: MethodName = "soft-prompt"
@@ -45,6 +46,7 @@ class Settings:
     held_out: float = 0.25
     patience: int = 2
     temperature: float = 1.0
+    questions: int = 1
     seed: int = 0
     checkpointing: bool = False
 
@@ -112,6 +114,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "held_out": (0.0, 0.5),
     "patience": (1, 1000),
     "temperature": (1.0, 1e6),
+    "questions": (1, 100),
 }
 CLASSIFIERS: Mapping[str, MethodName | None] = {  # and what learns in the model below them
     "head": None,

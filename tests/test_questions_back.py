@@ -1,0 +1,92 @@
+"""Several questions of each person: about what they took before the answer, asked one a pass."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from _tiny import save_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewrec_prompt.backends import causal
+from fewrec_prompt.errors import DataError
+from fewrec_prompt.few_shot import tune_task
+from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tuning import loop
+from fewrec_prompt.tuning.examples import Example, stepped_back
+from fewrec_prompt.tuning.settings import Settings
+from fewrec_prompt.types import Interaction, Item, Query
+
+ITEMS = [Item(str(n), f"Film {n}") for n in range(12)]
+
+
+def example(n_history: int, places: tuple[int, ...] = (1,), n: int = 3, rating: float | None = None) -> Example:
+    history = tuple(Interaction(item, rating) for item in ITEMS[:n_history])
+    return Example(Query("u", history, tuple(ITEMS[8 : 8 + n])), places)
+
+
+def test_what_was_taken_before_stands_where_the_answer_stood() -> None:
+    found = stepped_back(example(5), 2)
+    assert [seen.item.id for seen in found.query.history] == ["0", "1", "2"]
+    assert [item.id for item in found.query.candidates] == ["8", "3", "10"]
+    assert found.relevant == (1,)
+
+
+@given(st.integers(1, 8), st.integers(0, 20))
+def test_the_answer_is_never_in_the_history_and_nothing_later_is_shown(n_history: int, back: int) -> None:
+    whole = example(n_history)
+    found = stepped_back(whole, back)
+    shown = {seen.item.id for seen in found.query.history}
+    assert shown
+    assert not shown & {item.id for item in found.query.candidates}
+    assert found.query.history == whole.query.history[: len(found.query.history)]
+    assert (found == whole) == (min(back, n_history - 1) == 0)
+
+
+def test_several_answers_become_one() -> None:
+    found = stepped_back(example(4, (0, 2)), 1)
+    assert [item.id for item in found.query.candidates] == ["3", "9"]
+    assert found.relevant == (0,)
+
+
+@pytest.mark.parametrize(("rating", "relevant"), [(5.0, (0,)), (1.0, ())])
+def test_a_single_candidate_is_judged_by_the_rating(rating: float, relevant: tuple[int, ...]) -> None:
+    found = stepped_back(example(4, (), n=1, rating=rating), 1)
+    assert [item.id for item in found.query.candidates] == ["3"]
+    assert found.relevant == relevant
+
+
+def test_what_was_not_rated_is_not_judged() -> None:
+    whole = example(4, (), n=1)
+    assert stepped_back(whole, 1) == whole
+
+
+def test_everybody_is_asked_all_questions_one_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    asked: dict[str, list[int]] = defaultdict(list)
+
+    def seen(one: Example, back: int) -> Example:
+        asked[one.query.user_id].append(back)
+        return stepped_back(one, back)
+
+    monkeypatch.setattr(loop, "stepped_back", seen)
+    row = RowSettings(prompt="complete")
+    model = causal.load(str(save_model(tmp_path / "model")))
+    settings = Settings("lora", epochs=3, questions=3, held_out=0.0)
+    tuned = tune_task("eval/tiny.toml", settings, 3, tmp_path / "x", row=row, backend=model)
+    assert len(asked) == 3
+    for first, *passes in asked.values():
+        assert sorted(passes) == [0, 1, 2]
+        assert first == passes[-1]  # the untrained loss is of the same mixture of questions
+    assert {backs[0] for backs in asked.values()} == {0, 1, 2}
+    assert tuned.settings.questions == 3
+
+
+def test_candidates_that_came_with_an_answer_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    model = causal.load(str(save_model(tmp_path / "model")))
+    settings = Settings("lora", questions=2, negatives="given")
+    with pytest.raises(DataError, match="2 questions of each person"):
+        tune_task("eval/tiny.toml", settings, 3, tmp_path / "x", row=RowSettings(prompt="complete"), backend=model)
