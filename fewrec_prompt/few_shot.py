@@ -93,7 +93,7 @@ def shots_of(
     queries = tasks.load_queries(task, _part(task), say=say)
     examples = examples_of(queries)
     everybody = {one.query.person for one in examples}
-    without = without.union(*(_known(folder, everybody, queries) for folder in unknown_to))
+    without = frozenset(without).union(*(_known(folder, everybody, queries) for folder in unknown_to))
     examples = tuple(one for one in examples if one.query.person not in without)
     prescribed = tasks.prescribed_shots(task, n, seed)
     if prescribed is None:
