@@ -25,7 +25,7 @@ from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.display import figure, main_metric, span
-from fewrec_prompt.errors import TaskError
+from fewrec_prompt.errors import AdapterError, TaskError
 from fewrec_prompt.files import write_text
 from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.recommender import Recommender
@@ -145,6 +145,8 @@ def row_of(folder: Path, task: str | None = None) -> RowSettings:
 
     learnt = described(folder)["tasks"]
     own = learnt.get(task) or next(iter(learnt.values()))
+    if "row" not in own:
+        raise AdapterError(f"{folder}: is a mix of rows, and no row itself; name an adapter of another method")
     return RowSettings(**dict(own["row"]) | {"adapter": str(folder)})
 
 

@@ -50,7 +50,7 @@ def tune_mix(
     task = task if isinstance(task, Task) else tasks.load_task(task)
     check_free(out)
     rows = tuple(rows) or (default_row(task),)
-    found = shots_of(task, shots, seed, unknown_to=_adapters_of(rows), say=say)
+    found = shots_of(task, shots, seed, unknown_to=tuple(map(Path, _adapters_of(rows))), say=say)
     changes = {"rows": rows, "ensembles": ()}
     task = replace(task, settings=task.settings.model_copy(update=changes))
     queries = tuple(one.query for one in found.learnt)
@@ -70,22 +70,22 @@ def tune_mix(
         for query in queries
     ]
     made = fit(found.learnt, logged, prior_of(asking[0].name, asking[0].recommender))
-    carried = {f"{CARRIED}/{n}/{folder.name}": folder for n, folder in enumerate(_adapters_of(rows))}
-    places: dict[str, str] = {str(folder): place for place, folder in carried.items()}
+    places = {name: f"{CARRIED}/{n}/{Path(name).name}" for n, name in enumerate(_adapters_of(rows))}
+    carried = {place: Path(name) for name, place in places.items()}
     members = [row.settings.model_dump(mode="json") for row in asking]
     about = {
         "tasks": {task.name: {"shots": shots, "data": dict(found.queries.sources)}},
         "learnt_from": [found.traced(), *chain.from_iterable(map(learnt_from, carried.values()))],
-        "members": [one | {"adapter": places.get(str(one["adapter"]))} for one in members],
+        "members": [one | {"adapter": places.get(one["adapter"])} for one in members],
         "seed": seed,
     }
     mixed.save(out, made, recommenders, about, carried)
     return made
 
 
-def _adapters_of(rows: Sequence[RowSettings]) -> list[Path]:
-    """The folders of what rows have learnt already."""
-    return [Path(name) for name in dict.fromkeys(row.adapter for row in rows) if name is not None]
+def _adapters_of(rows: Sequence[RowSettings]) -> list[str]:
+    """The folders of what rows have learnt already, as the rows name them, each once."""
+    return list(dict.fromkeys(row.adapter for row in rows if row.adapter is not None))
 
 
 class _Answered:

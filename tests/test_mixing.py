@@ -132,7 +132,7 @@ def test_a_mix_over_an_adapter_learns_from_others_and_carries_it(backend, tmp_pa
     films, out = tmp_path / "films", tmp_path / "mix"
     settings = Settings("lora", epochs=1, held_out=0.0)
     tune_task("eval/tiny.toml", settings, 3, films, row=PMI, backend=backend)
-    row = PMI.model_copy(update={"adapter": str(films)})
+    row = PMI.model_copy(update={"adapter": f"{films}/"})  # as a shell completes it
     made = tune_mix("eval/tiny.toml", 3, out, rows=(row,), popularity=True, backend=backend)
     assert made.names[0] == "complete pmi 0.5 + films sum"
     of_mix, of_adapter = adapters.learnt_from(out)
@@ -178,5 +178,8 @@ def test_the_command_mixes_over_an_adapter_and_refuses_one_elsewhere(folder: Pat
     assert found.exit_code == 0, found.output
     assert "+ films twin" in found.output
     assert "popularity" in found.output
+    over = [*command, "--out", str(tmp_path / "more"), "--adapter", str(out), "--method", "mix"]
+    with pytest.raises(AdapterError, match="is a mix of rows, and no row itself"):
+        CliRunner().invoke(app, over, catch_exceptions=False)
     with pytest.raises(FewrecError, match="--adapter belongs to --method mix, not to 'lora'"):
         CliRunner().invoke(app, [*mix, "--method", "lora"], catch_exceptions=False)

@@ -9,9 +9,11 @@ import pytest
 from _tiny import save_model
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from fewrec_prompt.backends import causal
-from fewrec_prompt.errors import DataError
+from fewrec_prompt.cli import app
+from fewrec_prompt.errors import DataError, FewrecError
 from fewrec_prompt.few_shot import tune_task
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning import loop
@@ -43,6 +45,14 @@ def test_the_answer_is_never_in_the_history_and_nothing_later_is_shown(n_history
     assert not shown & {item.id for item in found.query.candidates}
     assert found.query.history == whole.query.history[: len(found.query.history)]
     assert (found == whole) == (min(back, n_history - 1) == 0)
+
+
+def test_what_was_taken_twice_is_not_shown_before_it_is_asked_about() -> None:
+    once, again = (Interaction(ITEMS[n]) for n in (0, 1))
+    whole = Example(Query("u", (once, again, once), tuple(ITEMS[8:11])), (1,))
+    assert stepped_back(whole, 1).query.history == (again,)
+    alone = Example(Query("u", (once, once), tuple(ITEMS[8:11])), (1,))
+    assert stepped_back(alone, 1) == alone
 
 
 def test_several_answers_become_one() -> None:
@@ -90,3 +100,10 @@ def test_candidates_that_came_with_an_answer_are_refused(tmp_path: Path, monkeyp
     settings = Settings("lora", questions=2, negatives="given")
     with pytest.raises(DataError, match="2 questions of each person"):
         tune_task("eval/tiny.toml", settings, 3, tmp_path / "x", row=RowSettings(prompt="complete"), backend=model)
+
+
+def test_a_classifier_and_a_mix_have_no_several_questions(tmp_path: Path) -> None:
+    with pytest.raises(FewrecError, match="'head' learns from labels"):
+        Settings("head", questions=2)
+    command = ["tune", "movielens-100k", "--method", "mix", "--questions", "2", "--out", str(tmp_path / "x")]
+    assert "leave --questions out" in str(CliRunner().invoke(app, command).exception)

@@ -125,6 +125,8 @@ def tune(
     row = _row(found, prompt, verbalizer, calibrate, alpha, length)
     numerics = Numerics(precision, device, int8_threshold)
     if method == "mix":
+        if questions > 1:
+            raise FewrecError("a mix is learnt from the answers alone; leave --questions out")
         from fewrec_prompt.evaluation import row_of
         from fewrec_prompt.mixing import tune_mix
 

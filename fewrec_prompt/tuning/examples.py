@@ -44,7 +44,8 @@ def _places(query: Query, relevant: frozenset[str]) -> tuple[int, ...]:
 def stepped_back(example: Example, back: int) -> Example:
     """What the same person took `back` things before the answer, as a question: known is what came before that.
 
-    It stands where the answer stood. One thing of the history stays known at least. A single candidate that is judged
+    It stands where the answer stood, and what is known holds it nowhere else, though people take things again. One
+    thing of the history stays known at least, or the example itself is returned. A single candidate that is judged
     was liked as its rating says; one without a rating, or where the candidate is not rated, is no question, and the
     example itself is returned.
     """
@@ -53,7 +54,10 @@ def stepped_back(example: Example, back: int) -> Example:
     if back < 1:
         return example
     taken = query.history[-back]
-    known = replace(query, history=query.history[:-back])
+    before = tuple(seen for seen in query.history[:-back] if seen.item.id != taken.item.id)
+    if not before:
+        return example
+    known = replace(query, history=before)
     if len(query.candidates) == 1:
         if taken.rating is None:
             return example

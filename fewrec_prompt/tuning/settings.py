@@ -59,6 +59,8 @@ class Settings:
             number = getattr(self, name)
             if number is not None and not (math.isfinite(number) and low <= number <= high):
                 raise FewrecError(f"{name.replace('_', ' ')} is {number}; give a number from {low:g} to {high:g}")
+        if self.questions > 1 and self.method in CLASSIFIERS:
+            raise FewrecError(f"{self.method!r} learns from labels, each once; leave questions at 1")
         if self.checkpointing and self.method == "prefix":
             raise FewrecError("gradient checkpointing drops keys and values, which is what 'prefix' learns; leave one")
 
