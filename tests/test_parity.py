@@ -250,7 +250,7 @@ def outliers(tmp_path_factory):
 def together_and_alone(folder, threshold):
     """Mode, and largest difference in nats between sequences in one batch and each of them alone."""
     if why := precision._missing("int8", "cpu"):
-        pytest.skip(why)
+        pytest.skip(f"this machine cannot: {why}")
     backend = causal.load(str(folder), Numerics("int8", int8_threshold=threshold))
     ids = torch.from_numpy(rng_for(0, "ids").integers(5, 60, (6, 12)))
     with torch.inference_mode():
