@@ -34,15 +34,14 @@ from fewrec_prompt.few_shot import check_apart, default_row, recommender_of, sho
 from fewrec_prompt.files import write_text
 from fewrec_prompt.labelling import check_row, tune_classifier
 from fewrec_prompt.metrics import measure
+from fewrec_prompt.mixing import fit_mix
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.runs import dump
 from fewrec_prompt.score_cache import ScoreCache, score_cache
 from fewrec_prompt.scoring import Asking, Scored
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
-from fewrec_prompt.tuning.features import prior_of
-from fewrec_prompt.tuning.mix import fit
-from fewrec_prompt.tuning.mixed import MixRecommender, all_features
+from fewrec_prompt.tuning.mixed import MixRecommender
 from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings
 from fewrec_prompt.types import Query, Question, Ranking, TokenLogprobs
 
@@ -221,14 +220,10 @@ def _mix(study: Study, shots: int, seed: int) -> Cell:
     """Weights over the row's logged scores."""
     found = shots_of(study.task, shots, seed, say=study.say)
     check_apart(found, study.test)
-    rows, name = {study.row.prompt: study.start}, study.row.prompt
-    likes = found.loss == "binary"
-    answers = [study.start.answers(one.query) for one in found.learnt]
-    logged = [
-        all_features(rows, one.query, [own], history=likes) for one, own in zip(found.learnt, answers, strict=True)
-    ]
+    rows = {study.row.prompt: study.start}
+    answers = [[study.start.answers(one.query)] for one in found.learnt]
     begin = time.perf_counter()
-    made = fit(found.learnt, logged, prior_of(name, study.start))
+    made = fit_mix(found, rows, answers)
     about = {"n_weights": len(made.names), "train_seconds": round(time.perf_counter() - begin, 4)}
     note = f"prior counts {made.prior_share:.2f}"
     return study.cell("mix", shots, seed, MixRecommender(rows, made).rank, note=note, **about)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,8 @@ from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.checked import check
 from fewrec_prompt.evaluation import load_backend
-from fewrec_prompt.few_shot import check_free, default_row, shots_of
+from fewrec_prompt.few_shot import Shots, check_free, default_row, shots_of
+from fewrec_prompt.recommender import Answers, Recommender
 from fewrec_prompt.runs import Unit
 from fewrec_prompt.score_cache import score_cache
 from fewrec_prompt.scoring import Row
@@ -57,19 +58,9 @@ def tune_mix(
     checked = check(task, queries=replace(found.queries, queries=queries))
     asking = checked.rows(backend or load_backend(task, numerics, say))
     recommenders = {row.name: row.recommender for row in asking}
-    counts = found.queries.popularity if popularity else None
     log = _Answered(asking, queries, say)
-    logged = [
-        mixed.all_features(
-            recommenders,
-            query,
-            [scoring.logged(row, query, log)[0] for row in asking],
-            counts,
-            history=found.loss == "binary",
-        )
-        for query in queries
-    ]
-    made = fit(found.learnt, logged, prior_of(asking[0].name, asking[0].recommender))
+    answers = [[scoring.logged(row, query, log)[0] for row in asking] for query in queries]
+    made = fit_mix(found, recommenders, answers, found.queries.popularity if popularity else None)
     places = {name: f"{CARRIED}/{n}/{Path(name).name}" for n, name in enumerate(_adapters_of(rows))}
     carried = {place: Path(name) for name, place in places.items()}
     members = [row.settings.model_dump(mode="json") for row in asking]
@@ -81,6 +72,22 @@ def tune_mix(
     }
     mixed.save(out, made, recommenders, about, carried)
     return made
+
+
+def fit_mix(
+    found: Shots,
+    rows: Mapping[str, Recommender],
+    answers: Sequence[Sequence[Answers]],
+    popularity: Mapping[str, int] | None = None,
+) -> Mix:
+    """The weights of these rows, by name, from what each of them was answered for each of the people.
+
+    The first row is where the weights begin. Raises DataError as `fit` does.
+    """
+    likes = found.loss == "binary"
+    people = zip(found.learnt, answers, strict=True)
+    logged = [mixed.all_features(rows, one.query, own, popularity, history=likes) for one, own in people]
+    return fit(found.learnt, logged, prior_of(*next(iter(rows.items()))))
 
 
 def _adapters_of(rows: Sequence[RowSettings]) -> list[str]:
