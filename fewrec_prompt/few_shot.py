@@ -98,7 +98,11 @@ def shots_of(
     prescribed = tasks.prescribed_shots(task, n, seed)
     if prescribed is None:
         if n > len(examples):
-            raise DataError(f"{task.name}: {n} shots were asked, but there are {len(examples)} people; ask for fewer")
+            left_out = len(everybody & without)
+            others = f" ({left_out} more are known to an adapter, or tested in another task)" if left_out else ""
+            raise DataError(
+                f"{task.name}: {n} shots were asked, but there are {len(examples)} people{others}; ask for fewer"
+            )
         learnt, held = parted(drawn(examples, n, seed), held_out, seed)
         return Shots(learnt, held, queries)
     known = {example.query.user_id: example for example in examples}

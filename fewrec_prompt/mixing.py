@@ -12,6 +12,7 @@ from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.checked import check
+from fewrec_prompt.errors import AdapterError
 from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.few_shot import Shots, check_free, default_row, shots_of
 from fewrec_prompt.recommender import Answers, Recommender
@@ -21,9 +22,10 @@ from fewrec_prompt.scoring import Row
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import mixed
-from fewrec_prompt.tuning.adapters import learnt_from
+from fewrec_prompt.tuning.adapters import learnt_from, method_of
 from fewrec_prompt.tuning.features import prior_of
 from fewrec_prompt.tuning.mix import Mix, fit
+from fewrec_prompt.tuning.settings import CLASSIFIERS
 from fewrec_prompt.types import Query
 
 CARRIED = "rows"  # where the adapters of its rows lie in a mix's folder
@@ -51,6 +53,7 @@ def tune_mix(
     task = task if isinstance(task, Task) else tasks.load_task(task)
     check_free(out)
     rows = tuple(rows) or (default_row(task),)
+    _check_scored(rows)
     found = shots_of(task, shots, seed, unknown_to=tuple(map(Path, _adapters_of(rows))), say=say)
     changes = {"rows": rows, "ensembles": ()}
     task = replace(task, settings=task.settings.model_copy(update=changes))
@@ -88,6 +91,15 @@ def fit_mix(
     people = zip(found.learnt, answers, strict=True)
     logged = [mixed.all_features(rows, one.query, own, popularity, history=likes) for one, own in people]
     return fit(found.learnt, logged, prior_of(*next(iter(rows.items()))))
+
+
+def _check_scored(rows: Sequence[RowSettings]) -> None:
+    for folder in map(Path, _adapters_of(rows)):
+        if (method := method_of(folder)) in CLASSIFIERS:
+            raise AdapterError(
+                f"{folder}: holds a classifier ({method}), which has no log-probabilities to weigh; name what a prompt "
+                "is scored with, such as a soft prompt or LoRA"
+            )
 
 
 def _adapters_of(rows: Sequence[RowSettings]) -> list[str]:

@@ -478,7 +478,11 @@ def test_no_table_of_all_words_for_all_tokens_is_ever_made(monkeypatch):
 
 
 LLAMA_STRETCHED = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
-OTHERS = {"gpt_neo": {"num_layers": 2, "num_heads": 4, "hidden_size": 32}, "mamba": {}, "bloom": {"hidden_size": 32}}
+OTHERS = {
+    "gpt_neo": {"num_layers": 2, "num_heads": 4, "hidden_size": 32},
+    "mamba": {"num_hidden_layers": 2, "hidden_size": 32},
+    "bloom": {"hidden_size": 32},
+}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from fewrec_prompt.cli import app
 from fewrec_prompt.errors import AdapterError, DataError, FewrecError, TaskError
 from fewrec_prompt.evaluation import Options, evaluate, members_of
 from fewrec_prompt.few_shot import shots_of, tune_task
+from fewrec_prompt.labelling import tune_classifier
 from fewrec_prompt.mixing import tune_mix
 from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
 from fewrec_prompt.tasks import load_task
@@ -148,8 +149,15 @@ def test_a_mix_over_an_adapter_learns_from_others_and_carries_it(backend, tmp_pa
 
     everybody = len(shots_of(load_task("eval/tiny.toml"), 1).queries.queries)
     row = PMI.model_copy(update={"adapter": str(moved / "rows" / "0" / "films")})
-    with pytest.raises(DataError, match=f"{everybody} shots were asked, but there are {everybody - 3} people"):
+    with pytest.raises(DataError, match=rf"{everybody} shots .* are {everybody - 3} people \(3 more are known"):
         tune_mix("eval/tiny.toml", everybody, tmp_path / "more", rows=(row,), backend=backend)
+
+
+def test_a_classifier_has_nothing_that_a_mix_could_weigh(backend, tmp_path: Path) -> None:
+    judge = RowSettings(prompt="judge")
+    tune_classifier(load_task("eval/tiny.toml"), Settings("prototypes"), 3, tmp_path / "p", row=judge, backend=backend)
+    with pytest.raises(AdapterError, match=r"p: holds a classifier \(prototypes\), which has no log-probabilities"):
+        tune_mix("eval/tiny.toml", 3, tmp_path / "m", rows=(judge.model_copy(update={"adapter": str(tmp_path / "p")}),))
 
 
 def test_a_mix_over_an_adapter_is_bound_to_its_weights(backend, tmp_path: Path) -> None:

@@ -148,6 +148,11 @@ def described(folder: Path) -> Mapping[str, Any]:
     return about
 
 
+def method_of(folder: Path) -> str:
+    """How it was learnt, from its sealed note alone. Raises AdapterError."""
+    return str(_note(folder)["method"])
+
+
 def mismatches(bound: Mapping[str, Any], recommender: Recommender) -> list[str]:
     """Bindings of a task that do not hold for this recommender, as sentences that name the field."""
     here = json.loads(json.dumps(bindings(recommender)))
