@@ -17,11 +17,10 @@ import numpy as np
 
 from fewrec_prompt.errors import FewrecError, RunError
 from fewrec_prompt.files import write_text
-from fewrec_prompt.metrics import Mean, Shelf, UserScores, parse_metric, people_of
+from fewrec_prompt.metrics import OF_SCORES, Mean, Shelf, UserScores, parse_metric, people_of
 from fewrec_prompt.metrics.naming import Statistic, is_own_name
 
 ZERO, STUDY, CELLS = "zero", "study.json", "cells"
-OF_SCORES = ("pooled-AUC", "user-AUC")  # metrics over several questions that need scores and answers alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.demos import Demos, DemosName
-from fewrec_prompt.display import MAIN, main_metric
 from fewrec_prompt.errors import AdapterError, DataError, TaskError
 from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.recommender import Recommender, choose
@@ -27,7 +26,7 @@ from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.examples import Example, drawn, examples_of, parted
-from fewrec_prompt.tuning.lessons import Lesson
+from fewrec_prompt.tuning.lessons import Lesson, metric_to_stop_by
 from fewrec_prompt.tuning.loop import Earlier, Watch, speaks, tune_together, wait_for_all
 from fewrec_prompt.tuning.losses import LossName
 from fewrec_prompt.tuning.outcome import Tuned
@@ -81,17 +80,18 @@ def shots_of(
     held_out: float = 0.0,
     without: Set[str] = frozenset(),
     unknown_to: Sequence[Path] = (),
+    loss: LossName | None = None,
     say: Say = quiet,
 ) -> Shots:
     """`n` people of the task to learn from, drawn by the seed; of them a share is held out.
 
     They are those of its part "train" where it names one, else of "selection": all who are not tested. Where a protocol
     has drawn rows, all of those are learnt from, and WATCHED rows of other people are held out if any share is. Nobody
-    of `without` is among them, nor whom the adapters `unknown_to` were learnt from. Raises DataError for more than
-    there are, AdapterError for an adapter that does not say whom it knows.
+    of `without` is among them, nor whom the adapters `unknown_to` were learnt from, nor, unless the `loss` is "binary",
+    a list of candidates that no answer stands out of. Raises DataError for more than there are, AdapterError for an
+    adapter that does not say whom it knows.
     """
-    queries = tasks.load_queries(task, _part(task), say=say)
-    examples = examples_of(queries)
+    queries, examples = _pool(task, loss, say)
     everybody = {one.query.person for one in examples}
     without = frozenset(without).union(*(_known(folder, everybody, queries) for folder in unknown_to))
     examples = tuple(one for one in examples if one.query.person not in without)
@@ -99,19 +99,41 @@ def shots_of(
     if prescribed is None:
         if n > len(examples):
             left_out = len(everybody & without)
-            others = f" ({left_out} more are known to an adapter, or tested in another task)" if left_out else ""
+            more = f" ({left_out} more are known to an adapter, or tested in another task)" if left_out else ""
             raise DataError(
-                f"{task.name}: {n} shots were asked, but there are {len(examples)} people{others}; ask for fewer"
+                f"{task.name}: {n} shots were asked, but there are {len(examples)} people{more}; ask for fewer"
             )
         learnt, held = parted(drawn(examples, n, seed), held_out, seed)
         return Shots(learnt, held, queries)
     known = {example.query.user_id: example for example in examples}
     learnt = tuple(known[name] for name in prescribed if name in known)
     if len(learnt) < n:
-        say(f"{n - len(learnt)} of the {n} rows that were drawn are of people who are tested, and are left out")
+        say(
+            f"{n - len(learnt)} of the {n} rows that were drawn are of people who are tested or known, and are left out"
+        )
+    if not learnt:
+        raise DataError(
+            f"{task.name}: nobody of the {n} rows that were drawn is left to learn from; take another number"
+        )
     people = {example.query.person for example in learnt}
     others = [example for example in examples if example.query.person not in people]
     return Shots(learnt, drawn(others, min(WATCHED, len(others)), seed) if held_out else (), queries)
+
+
+def _pool(task: Task, loss: LossName | None, say: Say) -> tuple[QuerySet, tuple[Example, ...]]:
+    """All whom a task may be learnt from. A list needs answers and others beside them, unless each is judged alone."""
+    queries = tasks.load_queries(task, _part(task), say=say)
+    examples = examples_of(queries)
+    if loss == "binary":
+        return queries, examples
+    answered = tuple(one for one in examples if not len(one.query.candidates) > 1 or _has_both(one))
+    if n_others := len(examples) - len(answered):
+        say(f"{task.name}: {n_others} lists of candidates hold no answer, or nothing else; nothing is learnt from them")
+    return queries, answered
+
+
+def _has_both(example: Example) -> bool:
+    return 0 < len(example.relevant) < len(example.query.candidates)
 
 
 def _known(folder: Path, people: Set[str], queries: QuerySet) -> Set[str]:
@@ -121,9 +143,16 @@ def _known(folder: Path, people: Set[str], queries: QuerySet) -> Set[str]:
 
 
 def shots_together(
-    group: Sequence[Task], numbers: Sequence[int], seed: int = 0, *, held_out: float = 0.0, say: Say = quiet
+    group: Sequence[Task],
+    numbers: Sequence[int],
+    seed: int = 0,
+    *,
+    held_out: float = 0.0,
+    unknown_to: Sequence[Path] = (),
+    loss: LossName | None = None,
+    say: Say = quiet,
 ) -> list[Shots]:
-    """So many people of each task. Who is tested or held out in one task is learnt from in none.
+    """So many people of each task, as `shots_of`. Who is tested or held out in one task is learnt from in none.
 
     People are told apart by their ids, so in tasks over other data somebody of the same id is left out, too. Raises
     DataError as `shots_of`, and where all people of a task are held out in others.
@@ -132,7 +161,8 @@ def shots_together(
     found = []
     for task, n in zip(group, numbers, strict=True):
         others = frozenset[str]().union(*(people for one, people in zip(group, tested, strict=True) if one is not task))
-        found.append(shots_of(task, n, seed, held_out=held_out, without=others, say=say))
+        how: Any = {"held_out": held_out, "unknown_to": unknown_to, "loss": loss}
+        found.append(shots_of(task, n, seed, without=others, **how, say=say))
     held = {one.query.person for shots in found for one in shots.held_out}
     apart = [shots.holding_out(held) for shots in found]
     for task, shots in zip(group, apart, strict=True):
@@ -158,7 +188,8 @@ def default_row(task: Task) -> RowSettings:
 
 def recommender_of(task: Task, row: RowSettings, backend: Backend) -> Recommender:
     """The recommender of one row of a task."""
-    template, reader, calibration = choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length)
+    names = row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length, row.orders
+    template, reader, calibration = choose(*names)
     return Recommender(template, reader, backend, task.domain, calibration)
 
 
@@ -212,14 +243,16 @@ def tune_task(
     _check_group(group, backend)
     check_free(out)
     tracking = Tracking(track, out.name, out.with_name(f"{out.name}.tracked"))
-    found = shots_together(group, numbers, settings.seed, held_out=settings.held_out, say=say)
+    known = () if earlier is None else (earlier.folder,)  # a round learns from people who are new to it
+    whom: Any = {"held_out": settings.held_out, "unknown_to": known, "loss": settings.loss}
+    found = shots_together(group, numbers, settings.seed, **whom, say=say)
     backend = backend or load_backend(group[0], numerics, say)
     rows = [row or default_row(one) for one in group]
     lessons = [lesson_of(*each, backend, settings) for each in zip(group, rows, found, strict=True)]
     bound = {lesson.name: adapters.bindings(lesson.recommender) for lesson in lessons}
     start = None
     if earlier is not None:
-        start, lessons = _taken_up(earlier, settings, lessons, say)
+        start, lessons = _taken_up(earlier, settings, group, lessons, say)
     scratch = out.with_name(f"{out.name}.training")
     begin = time.perf_counter()
     tuned = tune_together(lessons, settings, earlier=start, folder=scratch, track=tracking, watch=watch, say=say)
@@ -282,13 +315,15 @@ def lesson_of(task: Task, row: RowSettings, shots: Shots, backend: Backend, sett
         shots.queries.training,
         fitted.loss,
         fitted.negatives,
-        main_metric(task.metrics) or MAIN,
+        metric_to_stop_by(task.metrics),
         name=task.name,
     )
 
 
-def _taken_up(earlier: Round, settings: Settings, lessons: Sequence[Lesson], say: Say) -> tuple[Earlier, list[Lesson]]:
-    """The weights of an earlier round, and the lessons with its people.
+def _taken_up(
+    earlier: Round, settings: Settings, here: Sequence[Task], lessons: Sequence[Lesson], say: Say
+) -> tuple[Earlier, list[Lesson]]:
+    """The weights of an earlier round, and the lessons with its people. Its tasks are those `here` where names agree.
 
     Each of its tasks goes with the lesson that asks as it did, the one of its own name if there is. Raises AdapterError
     for another method, and for a task of either round that none of the other asks like.
@@ -301,17 +336,29 @@ def _taken_up(earlier: Round, settings: Settings, lessons: Sequence[Lesson], say
     for lesson in lessons:
         adapters.check_bindings(saved, lesson.recommender, force=False)
     about = saved.about["tasks"]
-    group = [tasks.load_task(name) for name in about]
-    found = shots_together(group, [one["shots"] for one in about.values()], saved.about["seed"], say=say)
+    by_name = {task.name: task for task in here}
+    group = [by_name.get(name) or tasks.load_task(name) for name in about]
+    found = [
+        _learnt_before(earlier.folder, task, one["shots"], saved.about["seed"], settings.loss, say)
+        for task, one in zip(group, about.values(), strict=True)
+    ]
     people: dict[str, list[Example]] = {lesson.name: [] for lesson in lessons}
-    for name, shots in zip(about, found, strict=True):
+    for name, before in zip(about, found, strict=True):
         alike = [one.name for one in lessons if not adapters.mismatches(saved.bound[name], one.recommender)]
         if not alike:
             raise AdapterError(f"{earlier.folder}: was learnt from {name!r}, too; name that task beside the others")
-        people[name if name in alike else alike[0]] += shots.learnt
+        people[name if name in alike else alike[0]] += before
     return Earlier(dict(saved.tensors), earlier.pull), [
         _replayed(lesson, people[lesson.name], earlier.replay, settings.seed) for lesson in lessons
     ]
+
+
+def _learnt_before(folder: Path, task: Task, n: int, seed: int, loss: LossName | None, say: Say) -> tuple[Example, ...]:
+    """The questions of a task whose people the rounds of an adapter have seen; of a protocol, the rows that it drew."""
+    queries, examples = _pool(task, loss, say)
+    known = adapters.known(folder, {one.query.person for one in examples}, queries.sources)
+    rows = tasks.prescribed_shots(task, n, seed)
+    return tuple(one for one in examples if one.query.person in known and (rows is None or one.query.user_id in rows))
 
 
 def _replayed(lesson: Lesson, people: Sequence[Example], share: float, seed: int) -> Lesson:

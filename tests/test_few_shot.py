@@ -137,6 +137,57 @@ def test_a_pull_keeps_near_and_a_replay_keeps_in_mind(task: tasks.Task, model: P
     assert losses["free"] != losses["again"], "the earlier people are among those who are learnt from"
 
 
+def test_a_later_round_learns_from_new_people_and_keeps_them_apart(
+    task: tasks.Task, model: Path, tmp_path: Path
+) -> None:
+    """The seed is the same, and nobody is learnt from twice unless as one of the earlier round."""
+    tune_task(task, LORA, 3, tmp_path / "first", backend=backend(model))
+    earlier = few_shot.Round(tmp_path / "first", replay=1.0)
+    second = tune_task(task, LORA, 3, tmp_path / "second", earlier=earlier, backend=backend(model))
+    lesson = second.lessons[0]
+    new, before = lesson.examples[:3], lesson.earlier
+    assert len(before) == 3
+    assert not {one.query.person for one in new} & {one.query.person for one in before}
+    assert lesson.examples[3:] == before or set(lesson.examples[3:]) == set(before)
+    everybody = len(few_shot.shots_of(task, 1).queries.queries)
+    with pytest.raises(DataError, match="3 more are known to an adapter"):
+        tune_task(task, LORA, everybody, tmp_path / "x", earlier=earlier, backend=backend(model))
+
+
+def test_a_later_round_has_to_beat_where_it_began(task: tasks.Task, model: Path, tmp_path: Path) -> None:
+    """And not the untrained model, which anything beats by then."""
+    tune_task(task, replace(LORA, epochs=6), 3, tmp_path / "first", backend=backend(model))
+    again = replace(LORA, learning_rate=1e-8, epochs=1, held_out=0.0)
+    second = tune_task(
+        task, again, 2, tmp_path / "second", earlier=few_shot.Round(tmp_path / "first", 0.0), backend=backend(model)
+    )
+    adapted = second.lessons[0].recommender.adapted(tmp_path / "first")
+    assert second.zero_shot_loss == pytest.approx(second.lessons[0].suited(adapted, second.lessons[0].examples)[1])
+
+
+def test_a_later_round_of_a_task_that_no_folder_holds(task: tasks.Task, model: Path, tmp_path: Path) -> None:
+    mine = replace(task, name="mine")
+    tune_task(mine, LORA, 2, tmp_path / "first", backend=backend(model))
+    second = tune_task(
+        mine, LORA, 2, tmp_path / "second", earlier=few_shot.Round(tmp_path / "first"), backend=backend(model)
+    )
+    assert len(second.lessons[0].earlier) == 2
+
+
+def test_lists_without_an_answer_are_left_out_and_counted(task: tasks.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = few_shot.examples_of
+    monkeypatch.setattr(
+        few_shot, "examples_of", lambda queries: (replace(real(queries)[0], relevant=()), *real(queries)[1:])
+    )
+    said: list[str] = []
+    n = len(shots_of(task, 1).queries.queries)
+    assert all(one.relevant for one in shots_of(task, n - 1, say=said.append).learnt)
+    assert said == ["tiny: 1 lists of candidates hold no answer, or nothing else; nothing is learnt from them"]
+    with pytest.raises(DataError, match=f"{n} shots were asked, but there are {n - 1} people"):
+        shots_of(task, n)
+    assert len(shots_of(task, n, loss="binary").learnt) == n
+
+
 def test_a_round_of_another_method_or_adalora_is_refused(task: tasks.Task, model: Path, tmp_path: Path) -> None:
     settings = Settings("adalora", rank=2, epochs=4, batch=1, learning_rate=1e-2)
     tune_task(task, settings, 3, tmp_path / "first", backend=backend(model))

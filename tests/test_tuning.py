@@ -93,6 +93,106 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(method: str, tmp_pat
     assert [done.loss for done in whole.passes] == [done.loss for done in resumed.passes]
 
 
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_an_interrupted_training_goes_on_in_a_model_that_has_other_adapters(method: str, tmp_path: Path) -> None:
+    """Their names in the model depend on how many were there before, and a checkpoint's do not."""
+    whole = tune(recommender(), examples(), settings(method, epochs=4))
+
+    def stop(epoch: int, _value: float) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    start = recommender()
+    with pytest.raises(KeyboardInterrupt):
+        tune(start, examples(), settings(method, epochs=4), folder=tmp_path, watch=stop)
+    if method == "adalora":  # of which a model holds one
+        start = recommender()
+    resumed = tune(start, examples(), settings(method, epochs=4), folder=tmp_path)
+    assert [done.loss for done in whole.passes] == [done.loss for done in resumed.passes]
+
+
+@pytest.mark.parametrize("change", ["calibration", "domain", "history", "held out", "precision"])
+def test_a_training_that_asked_something_else_is_not_gone_on_with(change: str, tmp_path: Path) -> None:
+    tune(recommender(), examples(), settings("lora", epochs=1), folder=tmp_path)
+    start, people, held_out = recommender(), examples(), ()
+    if change == "calibration":
+        start = recommender(calibrate="pmi")
+    elif change == "domain":
+        start = replace(start, domain=replace(start.domain, verb="see"))
+    elif change == "history":
+        first = people[0]
+        people[0] = replace(first, query=replace(first.query, history=first.query.history[1:]))
+    elif change == "held out":
+        held_out = people[:1]
+    else:
+        start.backend.mode = replace(start.backend.mode, precision="bf16")
+    with pytest.raises(RunError, match="holds the training of other examples"):
+        tune(start, people, settings("lora", epochs=1), held_out=held_out, folder=tmp_path)
+
+
+def test_a_training_that_is_stopped_leaves_no_dropout_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = recommender()
+
+    def stop(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop._Training, "_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tune(start, examples(), settings("soft-prompt"))
+    assert not start.backend.model.training
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_seed_decides_all_whatever_torch_drew_before(method: str) -> None:
+    losses = []
+    for before in (1, 2):
+        torch.manual_seed(before)
+        losses.append([done.loss for done in tune(recommender(), examples(), settings(method, epochs=2)).passes])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("method", ["soft-prompt", "lora"])
+def test_what_has_learnt_already_is_not_learnt_over(method: str) -> None:
+    """The weights that are there would be dropped in silence."""
+    learnt = tune(recommender(), examples(), settings(method, epochs=1)).recommender
+    with pytest.raises(DataError, match="this recommender has learnt already"):
+        tune(learnt, examples(), settings("lora"))
+
+
+@pytest.mark.parametrize("negatives", ["given", "in-batch"])
+def test_losses_before_and_in_training_are_of_the_same_candidates(negatives: str) -> None:
+    """With weights that stand still, the first pass has the loss before it, though others' answers came in."""
+    tuned = tune(
+        recommender(), examples(), settings("lora", epochs=1, learning_rate=1e-8, batch=6, negatives=negatives)
+    )
+    assert tuned.passes[1].loss == pytest.approx(tuned.passes[0].loss, abs=1e-3)
+
+
+def test_plain_pairs_hold_people_out_and_judge_single_candidates() -> None:
+    said: list[str] = []
+    people = [replace(one, query=replace(one.query, user_id=f"p{at}")) for at, one in enumerate(examples(6) * 4)]
+    pairs = [(one.query, one.relevant) for one in people]
+    tuned = loop.adapt(recommender(), pairs, method="lora", epochs=1, held_out=0.5, say=said.append)
+    assert len(tuned.lessons[0].held_out) == len(tuned.lessons[0].examples) == 12
+    assert any("nDCG@10 of 12 held out" in line for line in said)
+    single = [(replace(query, candidates=query.candidates[:1]), (0,) if 0 in places else ()) for query, places in pairs]
+    judge = recommender(prompt="films-judge")
+    assert loop.adapt(judge, single[:6], method="lora", epochs=1).lessons[0].loss == "binary"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "stops_by"),
+    [
+        (["MRR", "nDCG@10"], "nDCG@10"),
+        (["log-loss", "HR@5"], "HR@5"),
+        (["coverage@10", "user-AUC"], "user-AUC"),
+        (["ECE"], "nDCG@10"),
+    ],
+)
+def test_a_training_stops_by_a_metric_that_scores_alone_give(metrics: list[str], stops_by: str) -> None:
+    assert lessons.metric_to_stop_by(metrics) == stops_by
+
+
 def test_a_training_that_stopped_before_its_first_step_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no state of the optimizer yet."""
 

@@ -18,10 +18,12 @@ from fewrec_prompt.metrics.naming import (
     parse_metric,
     unit_of,
 )
+from fewrec_prompt.metrics.questions import OF_SCORES
 from fewrec_prompt.metrics.users import Mean, Shelf, UserScores, people_of
 
 FORMULAE = (ranking, judging, questions, beyond)  # importing them fills the table of names
 __all__ = [
+    "OF_SCORES",
     "Better",
     "Mean",
     "Measured",

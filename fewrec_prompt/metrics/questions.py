@@ -10,6 +10,8 @@ from fewrec_prompt.metrics.naming import Codes, Floats, Statistic, metric
 from fewrec_prompt.metrics.ranking import auc
 from fewrec_prompt.metrics.users import Mean, Shelf, UserScores, people_of
 
+OF_SCORES = ("pooled-AUC", "user-AUC")  # those of this file: all that they need are scores and answers
+
 
 @metric("pooled-AUC", "none", kind="run")
 def pooled_auc(users: Sequence[UserScores], _shelf: Shelf, groups: Codes, _k: None) -> Statistic:

@@ -70,19 +70,25 @@ def bindings(recommender: Recommender) -> dict[str, Any]:
         )
     if backend.files is None:
         raise AdapterError("weights belong to a model that has files; this one was made in memory. Save it, load it")
-    calibration, verbalizer = recommender.calibration, recommender.verbalizer
     learnt = {} if backend.learnt is None else {"learnt": backend.learnt}  # of a row of a mix
     return {
         **learnt,
         **digests(backend.files),
         "backend": backend.kind,
-        "template": {"name": recommender.template.name, "sha256": recommender.template.ref.sha256},
-        "verbalizer": verbalizer.model_dump(mode="json", exclude={"description", "alpha"}),
-        "labels": _label_ids(recommender),
-        "calibration": _plain(asdict(calibration)),
-        "domain": asdict(recommender.domain),
+        **asked_with(recommender),
         "precision": {"name": backend.mode.precision, "int8_threshold": backend.mode.int8_threshold},
         "versions": {"fewrec-prompt": _minor("fewrec-prompt"), "peft": _minor("peft")},
+    }
+
+
+def asked_with(recommender: Recommender) -> dict[str, Any]:
+    """What makes scores of a query, but for the model: JSON-ready."""
+    return {
+        "template": {"name": recommender.template.name, "sha256": recommender.template.ref.sha256},
+        "verbalizer": recommender.verbalizer.model_dump(mode="json", exclude={"description", "alpha"}),
+        "labels": _label_ids(recommender),
+        "calibration": _plain(asdict(recommender.calibration)),
+        "domain": asdict(recommender.domain),
     }
 
 

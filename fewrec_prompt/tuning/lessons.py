@@ -11,12 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewrec_prompt.data.training import Training
+from fewrec_prompt.display import MAIN, main_metric
 from fewrec_prompt.errors import BudgetError, DataError
-from fewrec_prompt.metrics import Shelf, UserScores, measure_all
+from fewrec_prompt.metrics import OF_SCORES, Shelf, UserScores, measure_all, parse_metric
+from fewrec_prompt.metrics.naming import is_own_name
 from fewrec_prompt.recommender import Recommender, check_trains
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.losses import LossName, best_scale, check_answers
 from fewrec_prompt.tuning.settings import NegativesName
+
+
+def metric_to_stop_by(names: Sequence[str]) -> str:
+    """The metric of these that people held out are measured by: nDCG@10, else the first that scores alone give.
+
+    Those are the ones that rank a list, and pooled-AUC and user-AUC. Where there is none of them, nDCG@10.
+    """
+    ranking = [name for name in names if is_own_name(name) and parse_metric(name).entry.kind == "ranking"]
+    return main_metric([name for name in names if name in ranking or name in OF_SCORES]) or MAIN
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ and add up their gradients (accelerate).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -27,7 +27,8 @@ from fewrec_prompt.errors import DataError, NumericError, RunError
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning import checkpoint
-from fewrec_prompt.tuning.examples import Example, stepped_back
+from fewrec_prompt.tuning.adapters import asked_with
+from fewrec_prompt.tuning.examples import Example, parted, stepped_back
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.losses import LOSSES
 from fewrec_prompt.tuning.methods import Tensors, begin
@@ -36,7 +37,7 @@ from fewrec_prompt.tuning.negatives import Negatives
 from fewrec_prompt.tuning.outcome import Pass, Tuned
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.tuning.tracking import Tracking
-from fewrec_prompt.types import Query, Question, Ranking, TokenLogprobs
+from fewrec_prompt.types import Query, Question, TokenLogprobs
 
 T = TypeVar("T")
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
@@ -108,8 +109,11 @@ def tune_together(
     assert all(lesson.recommender.backend is backend for lesson in lessons), "adapters are learnt for one model"
     if not isinstance(backend, LocalBackend):
         raise DataError(f"only models that run here are tuned, and this recommender asks a {type(backend).__name__}")
-    if backend.soft is not None:
-        raise DataError("this recommender has a learned prefix already; continue that adapter, or start from its base")
+    if backend.soft is not None or backend.adapter_name is not None or backend.adapter is not None:
+        raise DataError(
+            "this recommender has learnt already, and methods learn on a bare model; start from its base, or learn on "
+            "from its folder (fewrec tune --from)"
+        )
     for lesson in lessons:
         lesson.check(warm_up=settings.warm_up > 0, questions=settings.questions)
     state = _Training(tuple(lessons), backend, settings.complete(), say, earlier)
@@ -126,9 +130,20 @@ def wait_for_all() -> None:
     PartialState().wait_for_everyone()
 
 
-def adapt(recommender: Recommender, examples: Sequence[tuple[Query, Sequence[int]]], **settings: Any) -> Tuned:
-    """`tune` from plain pairs: a question, and the places of its answers among the candidates."""
-    return tune(recommender, [Example(query, tuple(relevant)) for query, relevant in examples], Settings(**settings))
+def adapt(
+    recommender: Recommender, examples: Sequence[tuple[Query, Sequence[int]]], *, say: Say = quiet, **settings: Any
+) -> Tuned:
+    """`tune` from plain pairs: a question, and the places of its answers among the candidates.
+
+    Single candidates are likes and dislikes, each learnt by itself. Of 16 people on, the share `held_out` of the
+    settings is measured after each pass, and the best pass stays.
+    """
+    asked, pairs = Settings(**settings), [Example(query, tuple(relevant)) for query, relevant in examples]
+    learnt, held_out = parted(pairs, asked.held_out, asked.seed)
+    if all(len(one.query.candidates) == 1 for one in pairs):
+        single = replace(asked, loss=asked.loss or "binary")
+        return tune(recommender, learnt, single, held_out=held_out, metric="pooled-AUC", say=say)
+    return tune(recommender, learnt, asked, held_out=held_out, say=say)
 
 
 @dataclass
@@ -151,7 +166,7 @@ class _Training:
         self.plan = ("start", *["histories"] * settings.warm_up, *["answers"] * settings.n_epochs)
         self.n_steps = self.n_batches * (len(self.plan) - 1)
         self.negatives = [Negatives(lesson.negatives, lesson.training, settings.seed) for lesson in self.lessons]
-        log_scales, self.zero_shot = self._untrained()
+        before = None if self.earlier is not None else self._before(lesson.recommender for lesson in self.lessons)
         starts = [lesson.recommender for lesson in self.lessons]
         self.learner = begin(self.backend, settings, instruction=_instruction(starts), n_steps=self.n_steps)
         self.tuned = tuple(replace(start, backend=self.learner.backend) for start in starts)
@@ -161,6 +176,7 @@ class _Training:
             self.learner.adopt(self.earlier.tensors)
             self.anchor = {name: weights.detach().clone() for name, weights in self.learner.parameters().items()}
             self.earlier_loss = self._loss_of_earlier()
+        log_scales, self.losses_before = before or self._before(self.tuned)
         self.log_scales = torch.nn.Parameter(torch.tensor(log_scales, device=self.backend.model.device))
         weights = list(self.learner.parameters().values())
         self.optimizer = torch.optim.AdamW(
@@ -178,7 +194,7 @@ class _Training:
             self._resume(folder)
             self.accelerator.wait_for_everyone()  # nobody writes before all have read
             if not self.passes:
-                self._note_pass(0, self.zero_shot, 0.0, 0)
+                self._note_pass(0, self.losses_before, 0.0, 0)
                 self._save(folder)
             for epoch in range(len(self.passes), len(self.plan)):
                 if self._waited_enough():
@@ -186,29 +202,40 @@ class _Training:
                 self._pass(epoch)
                 self._save(folder)
                 if watch is not None:
-                    watch(epoch, self.passes[-1].metric or -self.passes[-1].loss)
+                    last = self.passes[-1]
+                    watch(epoch, -last.loss if last.metric is None else last.metric)
             return self._end()
 
     def _pass(self, epoch: int) -> None:
-        self.backend.model.train()
         begin_time, n_tokens = time.perf_counter(), 0
-        sums, order = np.zeros(len(self.lessons)), self.mixture.draws(epoch)
-        for at in range(0, len(order), self.settings.batch):
-            batch = self._batch(order[at : at + self.settings.batch], epoch)
-            sums += self._step(batch, epoch) * len(batch)
-            n_tokens += sum(self.tuned[draw.task].work(example.query) for draw, example in batch)
-        self.backend.model.eval()
+        sums = np.zeros(len(self.lessons))
+        self.backend.model.train()
+        try:
+            for draws in self._steps(epoch):
+                self.learner.place()
+                batch = self._batch(draws, epoch, self.tuned)
+                sums += self._step(batch, epoch) * len(batch)
+                n_tokens += sum(self.tuned[draw.task].work(example.query) for draw, example in batch)
+        finally:
+            self.backend.model.eval()
         seconds = time.perf_counter() - begin_time
         self._note_pass(epoch, (sums / self.mixture.counts(epoch)).tolist(), seconds, n_tokens)
 
-    def _batch(self, draws: Sequence[Draw], epoch: int) -> list[tuple[Draw, Example]]:
+    def _steps(self, epoch: int) -> Iterator[list[Draw]]:
+        """The draws of a pass, step by step."""
+        order = self.mixture.draws(epoch)
+        return (order[at : at + self.settings.batch] for at in range(0, len(order), self.settings.batch))
+
+    def _batch(
+        self, draws: Sequence[Draw], epoch: int, recommenders: Sequence[Recommender]
+    ) -> list[tuple[Draw, Example]]:
         """The people of one step, task by task, with the candidates of this time that they are drawn."""
         found: list[tuple[Draw, Example]] = []
         for (task, turn), group in groupby(sorted(draws, key=_kind), _kind):
             own = list(group)
             people = [self.lessons[task].examples[draw.place] for draw in own]
             if self.plan[epoch] == "answers":
-                people = self.negatives[task](people, turn, partial(self._rank, self.tuned[task]))
+                people = self.negatives[task](people, turn, torch.no_grad()(recommenders[task].rank))
                 people = [stepped_back(one, self._back(draw)) for draw, one in zip(own, people, strict=True)]
             found += zip(own, people, strict=True)
         return found
@@ -280,19 +307,20 @@ class _Training:
         shared = torch.from_numpy(values).float().to(self.accelerator.device)
         return np.asarray(self.accelerator.reduce(shared, "sum").cpu(), dtype=float)
 
-    def _untrained(self) -> tuple[list[float], list[float]]:
-        """For each task, the scale at which its scores before training suit the answers best, and their loss at it."""
-        asked = [
-            [stepped_back(one, self._back(Draw(task, place, 0))) for place, one in enumerate(lesson.examples)]
-            for task, lesson in enumerate(self.lessons)
-        ]
-        found = [lesson.suited(lesson.recommender, own) for lesson, own in zip(self.lessons, asked, strict=True)]
-        return [log_scale for log_scale, _ in found], [loss for _, loss in found]
+    def _before(self, recommenders: Iterable[Recommender]) -> tuple[list[float], list[float]]:
+        """For each task, the scale at which scores before training suit the answers best, and their loss at it.
 
-    def _rank(self, recommender: Recommender, query: Query) -> Ranking:
+        The questions are those of the first pass over answers, so that the losses of both can be compared.
+        """
+        asking, epoch = tuple(recommenders), self.plan.index("answers")
+        asked: list[list[Example]] = [[] for _ in self.lessons]
         with torch.no_grad():
-            self.learner.place()
-            return recommender.rank(query)
+            for draws in self._steps(epoch):
+                for draw, example in self._batch(draws, epoch, asking):
+                    asked[draw.task].append(example)
+            pairs = zip(self.lessons, asking, asked, strict=True)
+            found = [lesson.suited(one, own or lesson.examples) for lesson, one, own in pairs]
+        return [log_scale for log_scale, _ in found], [loss for _, loss in found]
 
     def _note_pass(self, epoch: int, losses: Sequence[float], seconds: float, n_tokens: int) -> None:
         mean = float(np.dot(losses, shares(self.mixture.sizes, self.mixture.temperature)))
@@ -302,7 +330,7 @@ class _Training:
         speed = n_tokens / seconds if seconds else 0.0
         done = Pass(epoch, self.plan[epoch], named, mean, metrics, metric, seconds, speed)
         self.passes.append(done)
-        value = metric if metric is not None else float(epoch)
+        value = float(epoch) if metric is None else metric
         if self.best is None or value > self.best[1]:
             self.best = (epoch, value, self.learner.state())
         self.accelerator.log(_tracked(done), step=epoch)
@@ -347,8 +375,8 @@ class _Training:
         found = Tuned(self.lessons, self.tuned, self.learner, settings, passes, epoch, n_weights, forgotten)
         if not found.learned:
             self.say(
-                f"{self.settings.method} did not learn: the weights that stay had no lower loss than the untrained "
-                f"model's {found.zero_shot_loss:.3f}; try another learning rate or more passes"
+                f"{self.settings.method} did not learn: the weights that stay had no lower loss than the "
+                f"{found.zero_shot_loss:.3f} before; try another learning rate or more passes"
             )
         elif found.not_learned:
             self.say(f"{self.settings.method} did not learn {', '.join(found.not_learned)}, but the others")
@@ -357,10 +385,11 @@ class _Training:
     # --- to go on after an interruption ------------------------------------------------------------------------------
 
     def _identity(self) -> str:
-        """What a checkpoint must agree with: settings, questions, answers, model."""
-        files = self.backend.files
+        """What a checkpoint must agree with: settings, how is asked, whom and what, the model and its numbers."""
+        files, mode = self.backend.files, self.backend.mode
         earlier = None if self.earlier is None else (self.earlier.pull, *map(_digest, self.earlier.tensors.values()))
-        whole = (self.settings.to_dict(), [*map(_content, self.lessons)], files and files.sha256, earlier)
+        model = (files and files.sha256, mode.precision, mode.int8_threshold)
+        whole = (self.settings.to_dict(), [*map(_content, self.lessons)], model, earlier)
         return sha256(repr(whole).encode()).hexdigest()
 
     def _save(self, folder: Path | None) -> None:
@@ -443,7 +472,11 @@ def _digest(values: torch.Tensor) -> str:
 
 def _content(lesson: Lesson) -> tuple[Any, ...]:
     """What a lesson asks, of whom, and how: all that decides what is learnt from it."""
-    asks = lesson.recommender.template.ref.sha256
-    people = [(one.query.user_id, [item.id for item in one.query.candidates], one.relevant) for one in lesson.examples]
-    held = [one.query.user_id for one in lesson.held_out]
-    return lesson.name, lesson.loss, lesson.negatives, lesson.metric, asks, people, held
+    people = [[*map(_question, some)] for some in (lesson.examples, lesson.held_out, lesson.earlier)]
+    return lesson.name, lesson.loss, lesson.negatives, lesson.metric, asked_with(lesson.recommender), people
+
+
+def _question(example: Example) -> tuple[Any, ...]:
+    query = example.query
+    known = [(seen.item.id, seen.rating) for seen in query.history]
+    return query.user_id, known, [item.id for item in query.candidates], example.relevant

@@ -32,6 +32,7 @@ from fewrec_prompt.tuning.settings import Settings
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 LORA_ALPHA = 2  # times the rank
+LONE = "default"  # what PEFT calls the only adapter of a model
 
 
 class Learner:
@@ -95,6 +96,7 @@ class Virtual(Learner):
         self._start = _first_vectors(backend, settings, instruction)
         self._config = _virtual_config(backend, settings)
         if settings.method == "p-tuning":
+            torch.manual_seed(settings.seed)  # torch draws a layer's first weights from its own generator
             self._network = torch.nn.Sequential(
                 torch.nn.Linear(width(backend), width(backend)), torch.nn.ReLU(), _zero(width(backend))
             ).to(backend.model.device)
@@ -195,8 +197,10 @@ class LowRank(Learner):
             weights.data = weights.data.float()
 
     def parameters(self) -> dict[str, Parameter]:
+        """By the name that they have with PEFT's own name for a lone adapter, whatever others the model holds."""
         named = self.backend.model.named_parameters()
-        return {name: weights for name, weights in named if self.name in name.split(".") and "ranknum" not in name}
+        own = {name: weights for name, weights in named if self.name in name.split(".") and "ranknum" not in name}
+        return {_renamed(name, self.name, LONE): weights for name, weights in own.items()}
 
     def place(self) -> None:
         super().place()
@@ -273,11 +277,13 @@ class AdaptiveRank(LowRank):
         allocator = self._peft.base_model.rankallocator
         held = {f"{kind}:{name}": v.clone() for kind in self._HELD for name, v in getattr(allocator, kind).items()}
         kept = {f"pattern:{name}": torch.tensor(directions) for name, directions in pattern.items()}
-        return super().state() | held | kept | {"n_done": torch.tensor(self._n_done)}
+        more = {_renamed(name, self.name, LONE): values for name, values in (held | kept).items()}
+        return super().state() | more | {"n_done": torch.tensor(self._n_done)}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         super().restore(state)
         allocator, config = self._peft.base_model.rankallocator, self._peft.peft_config[self.name]
+        state = {_renamed(name, LONE, self.name): values for name, values in state.items()}
         for kind in self._HELD:
             setattr(allocator, kind, {key: v.clone() for key, v in _below(f"{kind}:", state).items()})
         pattern = {name: directions.tolist() for name, directions in _below("pattern:", state).items()}
@@ -331,6 +337,11 @@ def begin(backend: LocalBackend, settings: Settings, *, instruction: str, n_step
             return Full(backend)
         case _:
             raise ModelError(f"{settings.method!r} learns no weights of the model; see tuning/classifiers.py")
+
+
+def _renamed(name: str, old: str, new: str) -> str:
+    """A dotted name with another part in place of `old`."""
+    return ".".join(new if part == old else part for part in name.split("."))
 
 
 def flat(prefix: KeyValues) -> torch.Tensor:

@@ -90,10 +90,10 @@ class Negatives:
 
     def _taken(self, example: Example) -> set[str]:
         shown = {seen.item.id for seen in example.query.history}
-        training, user_id = self.training, example.query.user_id
-        if training is None or user_id not in training.activity:
+        training, person = self.training, example.query.person
+        if training is None or person not in training.activity:
             return shown
-        place = training.user_ids.index(user_id)
+        place = training.user_ids.index(person)
         begin, end = training.starts[place], training.starts[place + 1]
         return shown | {training.item_ids[code] for code in training.codes[begin:end]}
 

@@ -46,17 +46,20 @@ class Tuned:
 
     @property
     def zero_shot_loss(self) -> float:
-        """Of the untrained recommenders on the same examples, each at the scale that suits it best."""
+        """Before training, on the questions of the first pass, each task at the scale that suits it best.
+
+        Of an earlier round's weights where there was one, else of the untrained model.
+        """
         return self.passes[0].loss
 
     @property
     def learned(self) -> bool:
-        """Whether the training loss over all tasks beat the untrained recommenders' with the weights that stay."""
+        """Whether the training loss over all tasks beat that before training with the weights that stay."""
         return any(done.loss < self.zero_shot_loss for done in self._of_what_stays())
 
     @property
     def not_learned(self) -> list[str]:
-        """The tasks whose own loss did not beat the untrained recommender's."""
+        """The tasks whose own loss did not beat that before training."""
         start, kept = self.passes[0].losses, self._of_what_stays()
         return [name for name, loss in start.items() if not any(one.losses[name] < loss for one in kept)]
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.errors import DataError, FewrecError
 from fewrec_prompt.recommender import Answers, Ranker, Recommender
 from fewrec_prompt.seeds import rng_for
@@ -20,6 +21,7 @@ from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.features import features_of, prior_of
 from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.losses import best_scale
+from fewrec_prompt.tuning.methods import width
 from fewrec_prompt.tuning.mix import fit
 from fewrec_prompt.tuning.mixed import MixRecommender
 from fewrec_prompt.tuning.settings import Settings
@@ -27,7 +29,7 @@ from fewrec_prompt.types import Interaction, Item, Query
 
 MOST_LEARNT = 4  # questions, the latest ones: more would take longer than a person waits
 N_CANDIDATES = 10
-TOKENS = 8  # of a personal soft prompt
+TOKENS, MOST_BYTES = 8, 65536  # of a personal soft prompt: of a model over 2,048 wide it has fewer tokens
 
 PersonalMethod = Literal["mix", "soft-prompt"]
 Own: TypeAlias = tuple[Ranker, Any, int]
@@ -105,7 +107,9 @@ def _mix(recommender: Recommender, questions: Sequence[Example], asked: Sequence
 
 
 def _soft_prompt(recommender: Recommender, questions: Sequence[Example], _asked: Sequence[Answers], seed: int) -> Own:
-    settings = Settings("soft-prompt", tokens=TOKENS, batch=1, held_out=0.0, seed=seed)
+    backend = recommender.backend
+    tokens = min(TOKENS, MOST_BYTES // (4 * width(backend))) if isinstance(backend, LocalBackend) else TOKENS
+    settings = Settings("soft-prompt", tokens=tokens, batch=1, held_out=0.0, seed=seed)
     tuned = tune(recommender, questions[:-1], settings)
     own = tuned.recommender
     return own, own.scores(own.answers(questions[-1].query)), 4 * tuned.n_weights
