@@ -267,6 +267,16 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     assert precision.choose_device(None) == "cpu"
 
 
+def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert precision.choose_device(None) == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert precision.choose_device(None) == "cuda:1"
+    assert precision.choose_device("cpu") == "cpu"
+    assert precision.loading_options(precision.NumericMode("bf16", "a test", "cuda:1"))["device_map"] == {"": "cuda:1"}
+
+
 @pytest.mark.parametrize(
     ("name", "asked", "dtype", "threshold"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -96,12 +97,18 @@ def numeric_mode(asked: Numerics) -> NumericMode:
 
 
 def choose_device(asked: str | None) -> str:
-    """ "cuda" where there is one, else "cpu", unless asked for by name. Raises ModelError if it is not there."""
+    """ "cuda" where there is one, else "cpu", unless asked for by name. Raises ModelError if it is not there.
+
+    Of several processes on a machine (torchrun and accelerate number them in LOCAL_RANK) each has a GPU of its own.
+    """
     import torch
 
     available = {"cpu"} | ({"cuda"} if torch.cuda.is_available() else set())
     if asked is None:
-        return "cuda" if "cuda" in available else "cpu"
+        if "cuda" not in available:
+            return "cpu"
+        rank = os.environ.get("LOCAL_RANK")
+        return "cuda" if rank is None else f"cuda:{rank}"
     if asked.partition(":")[0] not in available:
         raise ModelError(f"device {asked!r} is not available here; {did_you_mean(asked, available)}")
     return asked

@@ -186,7 +186,6 @@ class _Training:
             ]
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, partial(_rate, n_steps=self.n_steps))
-        torch.manual_seed(settings.seed)  # dropout
 
     def run(self, folder: Path | None, watch: Watch | None, track: Tracking) -> Tuned:
         about = self.settings.to_dict() | {"metric": self._metrics(), "tasks": ", ".join(self._by_name(self.lessons))}
@@ -209,6 +208,8 @@ class _Training:
     def _pass(self, epoch: int) -> None:
         begin_time, n_tokens = time.perf_counter(), 0
         sums = np.zeros(len(self.lessons))
+        dropout = rng_for(self.settings.seed, "dropout", epoch, self.accelerator.process_index)
+        torch.manual_seed(int(dropout.integers(2**63)))  # anew in each pass: nothing of it has to be kept
         self.backend.model.train()
         try:
             for draws in self._steps(epoch):
@@ -401,7 +402,7 @@ class _Training:
             "weights": self.learner.state(),
             "best": self.best[2],
             "optimizer": checkpoint.optimizer_tensors(self.optimizer),
-            "chance": {"torch": torch.get_rng_state(), "log_scales": self.log_scales.detach()},
+            "scales": {"log_scales": self.log_scales.detach()},
         }
         note = {
             "identity": self._identity(),
@@ -420,14 +421,13 @@ class _Training:
         self.learner.restore(groups["weights"])
         checkpoint.restore_optimizer(self.optimizer, groups.get("optimizer", {}))  # none before the first step
         with torch.no_grad():
-            self.log_scales.copy_(groups["chance"]["log_scales"])
+            self.log_scales.copy_(groups["scales"]["log_scales"])
         self.passes = [Pass(**done) for done in note["passes"]]
         n_done = self.n_batches * (len(self.passes) - 1)  # a checkpoint is written between passes
         self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": n_done})
         for group, factor in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
             group["lr"] = factor * _rate(n_done, n_steps=self.n_steps)
         self.best = (*note["best"], groups["best"])
-        torch.set_rng_state(groups["chance"]["torch"])
         self.say(f"goes on after pass {self.passes[-1].epoch}, from {folder}")
 
 
