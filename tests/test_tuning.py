@@ -294,6 +294,24 @@ def test_a_warm_up_learns_from_histories_alone() -> None:
     warm = [done.loss for done in tuned.passes if done.of == "histories"]
     assert len(warm) == 6
     assert warm[-1] < warm[0]
+    with pytest.raises(FewrecError, match="0 passes over answers and 0 over histories"):
+        settings("lora", epochs=0)
+
+
+def test_without_passes_over_answers_none_is_looked_at() -> None:
+    """The same weights come of other answers, and whether it learned is told by the titles."""
+    made = []
+    for shift in (0, 1):
+        people = [replace(one, relevant=((one.relevant[0] + shift) % 3,)) for one in examples()]
+        made.append(tune(recommender(), people, settings("lora", warm_up=6, epochs=0)))
+    first, second = (one.learner.export() for one in made)
+    assert all(torch.equal(weights, second[name]) for name, weights in first.items())
+    assert made[0].learned
+    still = tune(recommender(), examples(), settings("lora", warm_up=1, epochs=0, learning_rate=1e-8, batch=6))
+    assert still.passes[1].loss == pytest.approx(still.zero_shot_loss, abs=1e-3)
+
+
+def test_a_warm_up_takes_whole_titles() -> None:
     with pytest.raises(DataError, match="kind 'complete'"):
         tune(recommender(prompt="films-judge"), examples(), settings("lora", warm_up=1, loss="binary"))
 

@@ -74,7 +74,9 @@ def tune(
         str | None,
         typer.Option(help="given, uniform, popularity, in-batch or hard; by default new uniform ones for every pass."),
     ] = None,
-    warm_up: Annotated[int, typer.Option(help="Passes over histories without answers, before.")] = 0,
+    warm_up: Annotated[
+        int, typer.Option(help="Passes over histories without answers, before; with --epochs 0 instead.")
+    ] = 0,
     held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
     patience: Annotated[int, typer.Option(help="Passes without a better one before it stops.")] = 2,
     checkpointing: Annotated[bool, typer.Option(help="Compute more, hold less: for long prompts.")] = False,

@@ -18,7 +18,7 @@ from fewrec_prompt.metrics.naming import is_own_name
 from fewrec_prompt.recommender import Recommender, check_trains
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.losses import LossName, best_scale, check_answers
-from fewrec_prompt.tuning.settings import NegativesName
+from fewrec_prompt.tuning.settings import NegativesName, Settings
 
 
 def metric_to_stop_by(names: Sequence[str]) -> str:
@@ -48,20 +48,20 @@ class Lesson:
     earlier: tuple[Example, ...] = ()
     name: str = ""
 
-    def check(self, *, warm_up: bool, questions: int) -> None:
+    def check(self, settings: Settings) -> None:
         """Raises DataError for examples that the loss cannot use, a template that a warm-up cannot, and candidates
         that belong to one answer alone where each person is asked several questions."""
         check_trains(self.recommender.verbalizer, self.recommender.calibration)
         kind = self.recommender.verbalizer.kind
-        if warm_up and kind != "complete":
+        if settings.warm_up and kind != "complete":
             raise DataError(f"a warm-up models the next title, which takes a template of kind 'complete', not {kind!r}")
         lists = any(len(example.query.candidates) > 1 for example in self.examples)
-        if questions > 1 and lists and self.negatives in ("given", "in-batch"):
+        if settings.questions > 1 and lists and self.negatives in ("given", "in-batch"):
             raise DataError(
-                f"negatives {self.negatives!r} go with the answers that they came with, and {questions} questions of "
-                "each person are about other things; take 'uniform', 'popularity' or 'hard', or 1 question"
+                f"negatives {self.negatives!r} go with the answers that they came with, and each person is asked "
+                f"{settings.questions} questions, about other things; take 'uniform', 'popularity' or 'hard', or 1 question"
             )
-        for example in self.examples:
+        for example in self.examples if settings.goal == "answers" else ():
             query = example.query
             check_answers(self.loss, len(query.candidates), len(example.relevant), query.user_id)
 

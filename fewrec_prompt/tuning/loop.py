@@ -114,9 +114,10 @@ def tune_together(
             "this recommender has learnt already, and methods learn on a bare model; start from its base, or learn on "
             "from its folder (fewrec tune --from)"
         )
+    settings = settings.complete()
     for lesson in lessons:
-        lesson.check(warm_up=settings.warm_up > 0, questions=settings.questions)
-    state = _Training(tuple(lessons), backend, settings.complete(), say, earlier)
+        lesson.check(settings)
+    state = _Training(tuple(lessons), backend, settings, say, earlier)
     return state.run(folder, watch, track or Tracking())
 
 
@@ -163,7 +164,7 @@ class _Training:
         sizes = tuple(len(lesson.examples) for lesson in self.lessons)
         self.mixture = Mixture(sizes, settings.temperature, settings.seed)
         self.n_batches = -(-sum(sizes) // settings.batch)
-        self.plan = ("start", *["histories"] * settings.warm_up, *["answers"] * settings.n_epochs)
+        self.plan = settings.passes
         self.n_steps = self.n_batches * (len(self.plan) - 1)
         self.negatives = [Negatives(lesson.negatives, lesson.training, settings.seed) for lesson in self.lessons]
         before = None if self.earlier is not None else self._before(lesson.recommender for lesson in self.lessons)
@@ -273,11 +274,14 @@ class _Training:
     def _loss(self, draw: Draw, example: Example, epoch: int) -> torch.Tensor:
         asker = replace(self.tuned[draw.task], backend=Graded(self.learner.backend))  # type: ignore[arg-type]  # all of a Backend
         if self.plan[epoch] == "histories":
-            rng = rng_for(self.settings.seed, "cut", draw.turn, example.query.user_id)
-            return _next_title(asker, example.query, rng)
+            return self._of_a_title(asker, draw, example)
         scores = asker.scores(asker.answers(example.query)).float()
         loss = LOSSES[self.lessons[draw.task].loss]
         return loss(scores * self.log_scales[draw.task].exp(), example.relevant)
+
+    def _of_a_title(self, asker: Recommender, draw: Draw, example: Example) -> torch.Tensor:
+        rng = rng_for(self.settings.seed, "cut", draw.turn, example.query.user_id)
+        return _next_title(asker, example.query, rng)
 
     def _pull(self) -> torch.Tensor | float:
         """Towards the weights of the earlier round."""
@@ -311,17 +315,25 @@ class _Training:
     def _before(self, recommenders: Iterable[Recommender]) -> tuple[list[float], list[float]]:
         """For each task, the scale at which scores before training suit the answers best, and their loss at it.
 
-        The questions are those of the first pass over answers, so that the losses of both can be compared.
+        The questions are those of the first pass of those that count, so that the losses of both can be compared.
         """
-        asking, epoch = tuple(recommenders), self.plan.index("answers")
-        asked: list[list[Example]] = [[] for _ in self.lessons]
+        asking, epoch = tuple(recommenders), self.plan.index(self.settings.goal)
+        asked: list[list[tuple[Draw, Example]]] = [[] for _ in self.lessons]
         with torch.no_grad():
             for draws in self._steps(epoch):
                 for draw, example in self._batch(draws, epoch, asking):
-                    asked[draw.task].append(example)
+                    asked[draw.task].append((draw, example))
+            suit = self._titles_before if self.settings.goal == "histories" else _suited
             pairs = zip(self.lessons, asking, asked, strict=True)
-            found = [lesson.suited(one, own or lesson.examples) for lesson, one, own in pairs]
+            found = [suit(lesson, one, own) for lesson, one, own in pairs]
         return [log_scale for log_scale, _ in found], [loss for _, loss in found]
+
+    def _titles_before(
+        self, _lesson: Lesson, recommender: Recommender, asked: Sequence[tuple[Draw, Example]]
+    ) -> tuple[float, float]:
+        """No scale, for no answer is looked at, and the loss of the titles that the first pass models."""
+        asker = replace(recommender, backend=Graded(recommender.backend))  # type: ignore[arg-type]  # all of a Backend
+        return 0.0, float(np.mean([float(self._of_a_title(asker, draw, example)) for draw, example in asked]))
 
     def _note_pass(self, epoch: int, losses: Sequence[float], seconds: float, n_tokens: int) -> None:
         mean = float(np.dot(losses, shares(self.mixture.sizes, self.mixture.temperature)))
@@ -448,6 +460,10 @@ def _instruction(recommenders: Sequence[Recommender]) -> str:
         for one in recommenders
     )
     return "".join(dict.fromkeys(told))
+
+
+def _suited(lesson: Lesson, recommender: Recommender, asked: Sequence[tuple[Draw, Example]]) -> tuple[float, float]:
+    return lesson.suited(recommender, [example for _, example in asked] or lesson.examples)
 
 
 def _tracked(done: Pass) -> Mapping[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.methods import Learner
-from fewrec_prompt.tuning.settings import Settings
+from fewrec_prompt.tuning.settings import PassName, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Pass:
     """One pass over the tasks. Losses and metrics of all of them, and of each by its name."""
 
     epoch: int  # 0: before learning
-    of: str  # start, histories (plain modelling of the next title) or answers
+    of: PassName  # histories: plain modelling of the next title
     losses: Mapping[str, float]  # mean over the draws of a task, in nats
     loss: float  # their mean, each task by its share of a pass
     metrics: Mapping[str, float]  # of those held out, fractions; of the tasks that hold somebody out
@@ -46,7 +46,7 @@ class Tuned:
 
     @property
     def zero_shot_loss(self) -> float:
-        """Before training, on the questions of the first pass, each task at the scale that suits it best.
+        """Before training, on the questions of the first pass that counts (Settings.goal), at the scale that suits.
 
         Of an earlier round's weights where there was one, else of the untrained model.
         """
@@ -67,7 +67,7 @@ class Tuned:
         """The pass that made the weights which stay, and the one that began with them: each is measured as it goes."""
         if self.passes[self.best_epoch].of == "start":
             return []
-        return [done for done in self.passes[self.best_epoch : self.best_epoch + 2] if done.of == "answers"]
+        return [done for done in self.passes[self.best_epoch : self.best_epoch + 2] if done.of == self.settings.goal]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: everything but the weights."""

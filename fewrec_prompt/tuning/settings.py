@@ -15,6 +15,7 @@ MethodName = Literal[
 ]
 InitName = Literal["instruction", "vocabulary", "random"]
 TargetsName = Literal["attention", "all"]
+PassName = Literal["start", "histories", "answers"]
 NegativesName = Literal["given", "uniform", "popularity", "in-batch", "hard"]
 
 
@@ -24,10 +25,11 @@ class Settings:
 
     `tokens` belongs to the virtual tokens, `rank` and `targets` (which linear layers) to the low-rank methods. `batch`
     is people a step. `warm_up` are passes over the histories alone, as plain modelling of the next title, before any
-    answer is learnt from; `held_out` is the share of people that early stopping looks at, and `patience` how many
-    passes may go by without a better one. `temperature` says how evenly several tasks are drawn (mixture.py): 1 in
-    proportion to their people, a large one each as often. `questions` is about how many of a person's latest things is
-    asked, another one every pass (examples.py). Raises FewrecError for values that cannot be meant.
+    answer is learnt from, or, with 0 `epochs`, instead; `held_out` is the share of people that early stopping looks at,
+    and `patience` how many passes may go by without a better one. `temperature` says how evenly several tasks are drawn
+    (mixture.py): 1 in proportion to their people, a large one each as often. `questions` is about how many of a
+    person's latest things is asked, another one every pass (examples.py). Raises FewrecError for values that cannot be
+    meant.
     """
 
     method: MethodName = "soft-prompt"
@@ -61,6 +63,8 @@ class Settings:
                 raise FewrecError(f"{name.replace('_', ' ')} is {number}; give a number from {low:g} to {high:g}")
         if self.questions > 1 and self.method in CLASSIFIERS:
             raise FewrecError(f"{self.method!r} learns from labels, each once; leave questions at 1")
+        if self.epochs == 0 and self.warm_up == 0:
+            raise FewrecError("0 passes over answers and 0 over histories learn nothing; give epochs, or a warm-up")
         if self.checkpointing and self.method == "prefix":
             raise FewrecError("gradient checkpointing drops keys and values, which is what 'prefix' learns; leave one")
 
@@ -78,6 +82,19 @@ class Settings:
         """The learning rate of complete settings."""
         assert self.learning_rate is not None, "settings are completed first"
         return self.learning_rate
+
+    @property
+    def passes(self) -> tuple[PassName, ...]:
+        """What each pass of complete settings is over; "start" is the measuring before them."""
+        plan: list[PassName] = ["start"]
+        plan += ["histories"] * self.warm_up
+        plan += ["answers"] * self.n_epochs
+        return tuple(plan)
+
+    @property
+    def goal(self) -> PassName:
+        """What complete settings learn in the end, by whose loss it is told whether they did."""
+        return self.passes[-1]
 
     @property
     def n_epochs(self) -> int:
@@ -110,7 +127,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "learning_rate": (1e-8, 1.0),
     "weight_decay": (0.0, 1.0),
     "dropout": (0.0, 0.9),
-    "epochs": (1, 1000),
+    "epochs": (0, 1000),
     "batch": (1, 4096),
     "warm_up": (0, 100),
     "held_out": (0.0, 0.5),
