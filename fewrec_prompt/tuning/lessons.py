@@ -57,9 +57,10 @@ class Lesson:
             raise DataError(f"a warm-up models the next title, which takes a template of kind 'complete', not {kind!r}")
         lists = any(len(example.query.candidates) > 1 for example in self.examples)
         if settings.questions > 1 and lists and self.negatives in ("given", "in-batch"):
+            n = settings.questions
             raise DataError(
-                f"negatives {self.negatives!r} go with the answers that they came with, and each person is asked "
-                f"{settings.questions} questions, about other things; take 'uniform', 'popularity' or 'hard', or 1 question"
+                f"negatives {self.negatives!r} go with the answers that they came with, and {n} questions of each person "
+                "are about other things; take 'uniform', 'popularity' or 'hard', or 1 question"
             )
         for example in self.examples if settings.goal == "answers" else ():
             query = example.query
