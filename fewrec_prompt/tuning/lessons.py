@@ -59,7 +59,7 @@ class Lesson:
         if settings.questions > 1 and lists and self.negatives in ("given", "in-batch"):
             n = settings.questions
             raise DataError(
-                f"negatives {self.negatives!r} go with the answers that they came with, and {n} questions of each person "
+                f"negatives {self.negatives!r} go with the answers that they came with, and {n} questions of a person "
                 "are about other things; take 'uniform', 'popularity' or 'hard', or 1 question"
             )
         for example in self.examples if settings.goal == "answers" else ():
