@@ -98,7 +98,7 @@ def test_candidates_that_came_with_an_answer_are_refused(tmp_path: Path, monkeyp
     monkeypatch.chdir(Path(__file__).parent.parent)
     model = causal.load(str(save_model(tmp_path / "model")))
     settings = Settings("lora", questions=2, negatives="given")
-    with pytest.raises(DataError, match="2 questions of each person"):
+    with pytest.raises(DataError, match="2 questions of a person"):
         tune_task("eval/tiny.toml", settings, 3, tmp_path / "x", row=RowSettings(prompt="complete"), backend=model)
 
 
