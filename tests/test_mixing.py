@@ -19,6 +19,7 @@ from fewrec_prompt.evaluation import Options, evaluate, members_of
 from fewrec_prompt.few_shot import shots_of, tune_task
 from fewrec_prompt.labelling import tune_classifier
 from fewrec_prompt.mixing import tune_mix
+from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
 from fewrec_prompt.tasks import load_task
 from fewrec_prompt.tuning import adapters, mixed
@@ -93,6 +94,11 @@ def test_a_mix_of_other_rows_is_refused_by_name(learnt, backend, tmp_path: Path)
     other = EnsembleSettings(members=(PMI,), mix=str(out))
     with pytest.raises(AdapterError, match=r"is a mix of complete pmi 0.5, judge, and not of complete pmi 0.5"):
         evaluate("eval/tiny.toml", Options(ensembles=(other,)), out=tmp_path / "run", backend=backend)
+
+
+def test_a_mix_is_no_adapter_of_one_recommender(learnt, folder: Path) -> None:
+    with pytest.raises(AdapterError, match="learnt: is a mix of rows, and no part of one; use it by fewrec eval"):
+        Recommender.load(str(folder), prompt="complete", adapter=learnt[0])
 
 
 def test_a_mix_of_another_model_is_refused_by_name(learnt, tmp_path: Path) -> None:

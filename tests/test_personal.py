@@ -76,6 +76,14 @@ def test_a_soft_prompt_of_ones_own_is_small() -> None:
     assert mine.helped == (mine.ranker is not start)
 
 
+def test_a_wide_model_gets_fewer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit the bytes that a person's own weights may take."""
+    monkeypatch.setattr(personal, "MOST_BYTES", 3 * 32 * 4)
+    asked = personal._questions([Item(one, one) for one in TITLES[:4]], [Item(one, one) for one in CATALOGUE], 0)
+    *_, n_bytes = personal._soft_prompt(recommender(), asked, (), 0)
+    assert n_bytes == 3 * 32 * 4
+
+
 def test_what_cannot_be_asked_is_said() -> None:
     with pytest.raises(DataError, match="the catalogue has 3 items that this person did not take; 9 are needed"):
         adapt_user(toy(), CATALOGUE[:4], CATALOGUE[:7])

@@ -50,6 +50,11 @@ def adapted(recommender: Recommender, folder: Path | str, *, force: bool = False
     get other scores than they got.
     """
     adapter = read(Path(folder))
+    if adapter.method == "mix":
+        raise AdapterError(
+            f"{adapter.folder}: is a mix of rows, and no part of one; use it by fewrec eval --adapter, or from Python "
+            "with fewrec_prompt.tuning.mixed.load"
+        )
     held = check_bindings(adapter, recommender, force=force)
     made = _placed(adapter, recommender)
     apart = 0.0 if held.broken else check_probes(adapter, held.task, made)
@@ -63,11 +68,6 @@ def _placed(adapter: Adapter, recommender: Recommender) -> Recommender:
         return _classified(adapter, recommender, backend)
     if place := _PLACES.get(adapter.method):
         return replace(recommender, backend=place(adapter, backend))
-    if adapter.method == "mix":
-        raise AdapterError(
-            f"{adapter.folder}: is a mix of rows, and no part of one; use it by fewrec eval --adapter, or from Python "
-            "with fewrec_prompt.tuning.mixed.load"
-        )
     known = (*_PLACES, *CLASSIFIERS)
     raise AdapterError(
         f"{adapter.folder}: of the unknown method {adapter.method!r}; {did_you_mean(adapter.method, known)}"
