@@ -26,8 +26,9 @@ from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.examples import Example, drawn, examples_of, parted
+from fewrec_prompt.tuning.identity import Earlier
 from fewrec_prompt.tuning.lessons import Lesson, metric_to_stop_by
-from fewrec_prompt.tuning.loop import Earlier, Watch, speaks, tune_together, wait_for_all
+from fewrec_prompt.tuning.loop import Watch, speaks, tune_together, wait_for_all
 from fewrec_prompt.tuning.losses import LossName
 from fewrec_prompt.tuning.outcome import Tuned
 from fewrec_prompt.tuning.settings import CLASSIFIERS, Settings

@@ -6,9 +6,11 @@ One task is a list of one. Which people they are is decided above; how often eac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 
 from fewrec_prompt.data.training import Training
 from fewrec_prompt.display import MAIN, main_metric
@@ -19,6 +21,7 @@ from fewrec_prompt.recommender import Recommender, check_trains
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.losses import LossName, best_scale, check_answers
 from fewrec_prompt.tuning.settings import NegativesName, Settings
+from fewrec_prompt.types import Query
 
 
 def metric_to_stop_by(names: Sequence[str]) -> str:
@@ -98,3 +101,20 @@ def judged(recommender: Recommender, example: Example) -> UserScores:
         tuple(seen.item.id for seen in query.history),
         None,
     )
+
+
+def instruction(recommenders: Sequence[Recommender]) -> str:
+    """Words that virtual tokens begin as: what the templates are for."""
+    told = (
+        f"{one.template.front.description} Which {one.domain.plural} will the person {one.domain.verb} next?\n"
+        for one in recommenders
+    )
+    return "".join(dict.fromkeys(told))
+
+
+def next_title(recommender: Recommender, query: Query, rng: np.random.Generator) -> torch.Tensor:
+    """Mean loss of a token (nats) of one title of the history after those before it: which one, chance decides."""
+    cut = int(rng.integers(1, len(query.history))) if len(query.history) > 1 else 0
+    known = replace(query, history=query.history[:cut], candidates=(query.history[cut].item,))
+    rows: list[Any] = recommender.backend.logprobs(recommender.questions(known))
+    return -torch.cat([row for answer in rows for row in answer]).mean()

@@ -8,10 +8,10 @@ and add up their gradients (accelerate).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -27,16 +27,16 @@ from fewrec_prompt.errors import DataError, NumericError, RunError
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning import checkpoint
-from fewrec_prompt.tuning.adapters import asked_with
 from fewrec_prompt.tuning.examples import Example, parted, stepped_back
-from fewrec_prompt.tuning.lessons import Lesson
+from fewrec_prompt.tuning.identity import Earlier, identity
+from fewrec_prompt.tuning.lessons import Lesson, instruction, next_title
 from fewrec_prompt.tuning.losses import LOSSES
 from fewrec_prompt.tuning.methods import Tensors, begin
 from fewrec_prompt.tuning.mixture import Draw, Mixture, shares
 from fewrec_prompt.tuning.negatives import Negatives
 from fewrec_prompt.tuning.outcome import Pass, Tuned
 from fewrec_prompt.tuning.settings import Settings
-from fewrec_prompt.tuning.tracking import Tracking
+from fewrec_prompt.tuning.tracking import Tracking, numbers_of
 from fewrec_prompt.types import Query, Question, TokenLogprobs
 
 T = TypeVar("T")
@@ -45,18 +45,6 @@ LARGEST_GRADIENT = 1.0  # norm; steeper ones are cut
 TEMPERATURE_RATE = 0.02  # learning rate of the scores' scale
 Watch: TypeAlias = Callable[[int, float], None]
 """Called after each pass with its number and the metric of those held out; may raise to stop."""
-
-
-@dataclass(frozen=True, slots=True)
-class Earlier:
-    """The weights of an earlier round to go on from.
-
-    `pull` is the weight of the squared distance to them (Li et al. 2018, arXiv 1802.01483). The people of that round
-    who are learnt from again, and those on whom is measured what was forgotten, stand in the lessons.
-    """
-
-    tensors: Tensors
-    pull: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +153,12 @@ class _Training:
         self.mixture = Mixture(sizes, settings.temperature, settings.seed)
         self.n_batches = -(-sum(sizes) // settings.batch)
         self.plan = settings.passes
+        self.identity = identity(settings, self.lessons, self.backend, self.earlier)
         self.n_steps = self.n_batches * (len(self.plan) - 1)
         self.negatives = [Negatives(lesson.negatives, lesson.training, settings.seed) for lesson in self.lessons]
         before = None if self.earlier is not None else self._before(lesson.recommender for lesson in self.lessons)
         starts = [lesson.recommender for lesson in self.lessons]
-        self.learner = begin(self.backend, settings, instruction=_instruction(starts), n_steps=self.n_steps)
+        self.learner = begin(self.backend, settings, instruction=instruction(starts), n_steps=self.n_steps)
         self.tuned = tuple(replace(start, backend=self.learner.backend) for start in starts)
         self.anchor: Tensors = {}
         self.earlier_loss = None
@@ -209,19 +198,25 @@ class _Training:
     def _pass(self, epoch: int) -> None:
         begin_time, n_tokens = time.perf_counter(), 0
         sums = np.zeros(len(self.lessons))
-        dropout = rng_for(self.settings.seed, "dropout", epoch, self.accelerator.process_index)
-        torch.manual_seed(int(dropout.integers(2**63)))  # anew in each pass: nothing of it has to be kept
-        self.backend.model.train()
-        try:
-            for draws in self._steps(epoch):
-                self.learner.place()
-                batch = self._batch(draws, epoch, self.tuned)
+        rng = rng_for(self.settings.seed, "dropout", epoch, self.accelerator.process_index)
+        torch.manual_seed(int(rng.integers(2**63)))  # anew in each pass: nothing of it has to be kept
+        for draws in self._steps(epoch):
+            self.learner.place()
+            batch = self._batch(draws, epoch, self.tuned)
+            with self._dropout():
                 sums += self._step(batch, epoch) * len(batch)
-                n_tokens += sum(self.tuned[draw.task].work(example.query) for draw, example in batch)
-        finally:
-            self.backend.model.eval()
+            n_tokens += sum(self.tuned[draw.task].work(example.query) for draw, example in batch)
         seconds = time.perf_counter() - begin_time
         self._note_pass(epoch, (sums / self.mixture.counts(epoch)).tolist(), seconds, n_tokens)
+
+    @contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """The model as it learns; outside, whatever happens, it answers as it does to everybody."""
+        self.backend.model.train()
+        try:
+            yield
+        finally:
+            self.backend.model.eval()
 
     def _steps(self, epoch: int) -> Iterator[list[Draw]]:
         """The draws of a pass, step by step."""
@@ -281,7 +276,7 @@ class _Training:
 
     def _of_a_title(self, asker: Recommender, draw: Draw, example: Example) -> torch.Tensor:
         rng = rng_for(self.settings.seed, "cut", draw.turn, example.query.user_id)
-        return _next_title(asker, example.query, rng)
+        return next_title(asker, example.query, rng)
 
     def _pull(self) -> torch.Tensor | float:
         """Towards the weights of the earlier round."""
@@ -346,7 +341,7 @@ class _Training:
         value = float(epoch) if metric is None else metric
         if self.best is None or value > self.best[1]:
             self.best = (epoch, value, self.learner.state())
-        self.accelerator.log(_tracked(done), step=epoch)
+        self.accelerator.log(numbers_of(done), step=epoch)
         self.say(self._line(done))
 
     def _line(self, done: Pass) -> str:
@@ -397,14 +392,6 @@ class _Training:
 
     # --- to go on after an interruption ------------------------------------------------------------------------------
 
-    def _identity(self) -> str:
-        """What a checkpoint must agree with: settings, how is asked, whom and what, the model and its numbers."""
-        files, mode = self.backend.files, self.backend.mode
-        earlier = None if self.earlier is None else (self.earlier.pull, *map(_digest, self.earlier.tensors.values()))
-        model = (files and files.sha256, mode.precision, mode.int8_threshold)
-        whole = (self.settings.to_dict(), [*map(_content, self.lessons)], model, earlier)
-        return sha256(repr(whole).encode()).hexdigest()
-
     def _save(self, folder: Path | None) -> None:
         if folder is None or not self.accelerator.is_main_process:
             return
@@ -417,7 +404,7 @@ class _Training:
             "scales": {"log_scales": self.log_scales.detach()},
         }
         note = {
-            "identity": self._identity(),
+            "identity": self.identity,
             "passes": [asdict(done) for done in self.passes],
             "best": self.best[:2],
         }
@@ -428,7 +415,7 @@ class _Training:
         if saved is None:
             return
         groups, note = saved
-        if note["identity"] != self._identity():
+        if note["identity"] != self.identity:
             raise RunError(f"{folder}: holds the training of other examples, settings or another model; name another")
         self.learner.restore(groups["weights"])
         checkpoint.restore_optimizer(self.optimizer, groups.get("optimizer", {}))  # none before the first step
@@ -453,46 +440,5 @@ def _kind(draw: Draw) -> tuple[int, int]:
     return draw.task, draw.turn
 
 
-def _instruction(recommenders: Sequence[Recommender]) -> str:
-    """Words that virtual tokens begin as: what the templates are for."""
-    told = (
-        f"{one.template.front.description} Which {one.domain.plural} will the person {one.domain.verb} next?\n"
-        for one in recommenders
-    )
-    return "".join(dict.fromkeys(told))
-
-
 def _suited(lesson: Lesson, recommender: Recommender, asked: Sequence[tuple[Draw, Example]]) -> tuple[float, float]:
     return lesson.suited(recommender, [example for _, example in asked] or lesson.examples)
-
-
-def _tracked(done: Pass) -> Mapping[str, float]:
-    """What trackers are told of a pass: numbers under the names of tasks, and nothing of a person."""
-    held = {} if done.metric is None else {"held_out": done.metric}
-    losses = {f"loss/{name}": loss for name, loss in done.losses.items() if len(done.losses) > 1}
-    metrics = {f"held_out/{name}": metric for name, metric in done.metrics.items() if len(done.losses) > 1}
-    return {"loss": done.loss, **held, "tokens_per_second": done.tokens_per_second, **losses, **metrics}
-
-
-def _next_title(recommender: Recommender, query: Query, rng: np.random.Generator) -> torch.Tensor:
-    """Mean loss of a token (nats) of one title of the history after those before it: which one, chance decides."""
-    cut = int(rng.integers(1, len(query.history))) if len(query.history) > 1 else 0
-    known = replace(query, history=query.history[:cut], candidates=(query.history[cut].item,))
-    rows: list[Any] = recommender.backend.logprobs(recommender.questions(known))
-    return -torch.cat([row for answer in rows for row in answer]).mean()
-
-
-def _digest(values: torch.Tensor) -> str:
-    return sha256(values.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
-
-
-def _content(lesson: Lesson) -> tuple[Any, ...]:
-    """What a lesson asks, of whom, and how: all that decides what is learnt from it."""
-    people = [[*map(_question, some)] for some in (lesson.examples, lesson.held_out, lesson.earlier)]
-    return lesson.name, lesson.loss, lesson.negatives, lesson.metric, asked_with(lesson.recommender), people
-
-
-def _question(example: Example) -> tuple[Any, ...]:
-    query = example.query
-    known = [(seen.item.id, seen.rating) for seen in query.history]
-    return query.user_id, known, [item.id for item in query.candidates], example.relevant

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, get_available_trackers
 
 from fewrec_prompt.errors import FewrecError, did_you_mean
+from fewrec_prompt.tuning.outcome import Pass
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 Tracker: TypeAlias = TrackerName | GeneralTracker
@@ -66,3 +67,11 @@ def _check(name: str) -> None:
         raise FewrecError(f"unknown tracker {name!r}; {did_you_mean(name, known)}")
     if name not in [str(one) for one in get_available_trackers()]:
         raise FewrecError(f"the tracker {name!r} is not installed: pip install {name}, or leave --track out")
+
+
+def numbers_of(done: Pass) -> Mapping[str, float]:
+    """What trackers are told of a pass: numbers under the names of tasks, and nothing of a person."""
+    held = {} if done.metric is None else {"held_out": done.metric}
+    losses = {f"loss/{name}": loss for name, loss in done.losses.items() if len(done.losses) > 1}
+    metrics = {f"held_out/{name}": metric for name, metric in done.metrics.items() if len(done.losses) > 1}
+    return {"loss": done.loss, **held, "tokens_per_second": done.tokens_per_second, **losses, **metrics}

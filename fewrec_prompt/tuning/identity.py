@@ -1,0 +1,53 @@
+"""What an interrupted training is, so that nothing else is taken for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import torch
+
+from fewrec_prompt.backends.local import LocalBackend
+from fewrec_prompt.tuning.adapters import asked_with
+from fewrec_prompt.tuning.examples import Example
+from fewrec_prompt.tuning.lessons import Lesson
+from fewrec_prompt.tuning.methods import Tensors
+from fewrec_prompt.tuning.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """The weights of an earlier round to go on from.
+
+    `pull` is the weight of the squared distance to them (Li et al. 2018, arXiv 1802.01483). The people of that round
+    who are learnt from again, and those on whom is measured what was forgotten, stand in the lessons.
+    """
+
+    tensors: Tensors
+    pull: float = 0.0
+
+
+def identity(settings: Settings, lessons: Sequence[Lesson], backend: LocalBackend, earlier: Earlier | None) -> str:
+    """sha256 of settings, how is asked, whom and what, the model and its numbers, and an earlier round's weights."""
+    began = None if earlier is None else (earlier.pull, *map(_digest, earlier.tensors.values()))
+    files, mode = backend.files, backend.mode
+    model = (files and files.sha256, mode.precision, mode.int8_threshold)
+    whole = (settings.to_dict(), [*map(_content, lessons)], model, began)
+    return sha256(repr(whole).encode()).hexdigest()
+
+
+def _content(lesson: Lesson) -> tuple[Any, ...]:
+    people = [[*map(_question, some)] for some in (lesson.examples, lesson.held_out, lesson.earlier)]
+    return lesson.name, lesson.loss, lesson.negatives, lesson.metric, asked_with(lesson.recommender), people
+
+
+def _question(example: Example) -> tuple[Any, ...]:
+    query = example.query
+    known = [(seen.item.id, seen.rating) for seen in query.history]
+    return query.user_id, known, [item.id for item in query.candidates], example.relevant
+
+
+def _digest(values: torch.Tensor) -> str:
+    return sha256(values.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
