@@ -1,15 +1,18 @@
 """Search how to learn: learning rate, weight decay, dropout, size and passes, chosen on people held out of the shots.
 
 Optuna proposes (TPE, Bergstra et al. 2011) and stops what falls behind (median rule). Every trial learns from the same
-people and is judged on the same held-out ones; a finished trial is kept, so a search goes on where it stopped. The test
-users are not looked at here: whoever wants the winner's result evaluates it once.
+people and is judged on the same held-out ones. What it tries depends on the seed and on the trials before it, and a
+finished trial is kept: a search that stopped takes the way it would have taken. The test users are not looked at here:
+whoever wants the winner's result evaluates it once.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +20,28 @@ from fewrec_prompt import tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
-from fewrec_prompt.display import MAIN, main_metric
-from fewrec_prompt.errors import DataError, RunError
+from fewrec_prompt.display import figure
+from fewrec_prompt.errors import BudgetError, DataError, ModelError, NumericError, RunError
 from fewrec_prompt.evaluation import load_backend
-from fewrec_prompt.few_shot import default_row, fitting, recommender_of, shots_of, trainable, tune_task
+from fewrec_prompt.few_shot import (
+    Shots,
+    check_free,
+    default_row,
+    fitting,
+    recommender_of,
+    shots_of,
+    trainable,
+    tune_task,
+)
 from fewrec_prompt.files import write_text
+from fewrec_prompt.metrics import better_of
 from fewrec_prompt.runs import dump
+from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
+from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.examples import SMALLEST_SPLIT
+from fewrec_prompt.tuning.lessons import metric_to_stop_by
 from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.outcome import Tuned
 from fewrec_prompt.tuning.settings import DEFAULTS, Settings
@@ -34,17 +50,20 @@ if TYPE_CHECKING:
     import optuna
 
 STUDY, NOTE = "trials.sqlite", "search.json"
+REASON = "failed"  # of a trial that came to nothing: why
+OF_A_TRIAL = (BudgetError, ModelError, NumericError)  # its rate, steps or size may be at fault, and others' not
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """The settings that did best on those held out, and what was learnt with them."""
 
-    tuned: Tuned
+    tuned: Tuned | None  # None: an earlier call learnt it
     settings: Settings
     value: float  # the metric of those held out, a fraction
     n_trials: int
     n_pruned: int
+    n_failed: int
 
 
 def search(
@@ -61,60 +80,107 @@ def search(
 ) -> Found:
     """Try `trials` ways to learn from `shots` people, then write what the best one learns to `out`.
 
-    The folder `out`.search keeps the trials; the same command goes on with them. Raises DataError for too few people to
-    hold any out, RunError for a folder that holds another search.
+    The folder `out`.search keeps the trials; the same command goes on with them, and with what the best one learnt if
+    that is in `out`. A trial that cannot learn is told and counted, and the search goes on. Raises DataError for too
+    few people to hold any out, TaskError for something else in `out` before anything is trained, RunError for a folder
+    that holds another search, and where every trial failed.
     """
-    import optuna
-
     task = task if isinstance(task, Task) else tasks.load_task(task)
+    row, metric = row or default_row(task), metric_to_stop_by(task.metrics)
+    assert better_of(metric) == "more", "training keeps the pass that has most of it"
+    _check_held_out(settings, shots)
+    folder = out.with_name(f"{out.name}.search")
+    if not folder.exists():
+        check_free(out)
+    asked = {"task": task.name, "model": task.settings.model, "numerics": asdict(numerics), "metric": metric}
+    _claim(folder, asked | {"row": row.model_dump(mode="json"), "shots": shots, **settings.to_dict()})
+    study = _study(folder)
+    n_done = len(_finished(study))
+    if n_done >= trials and _holds(out, task, row, shots, _best(study, settings, folder)):
+        say(f"{out}: holds what the best trial learnt, which is not learnt again")
+        return _found(study, _best(study, settings, folder), None)
+    check_free(out)
+    backend = backend or load_backend(task, numerics, say)
+    found = shots_of(task, shots, settings.seed, held_out=settings.held_out, loss=settings.loss, say=say)
+    trying = _Trying(study, task, row, metric, settings, found, backend, say)
+    for n in range(n_done, trials):
+        trying.run(n)
+    best = _best(study, settings, folder)
+    tuned = tune_task(task, best, shots, out, row=row, backend=trainable(backend, best.method, task, say), say=say)
+    return _found(study, best, tuned)
+
+
+def _check_held_out(settings: Settings, shots: int) -> None:
+    """Raises DataError where nobody would be held out."""
     if shots < SMALLEST_SPLIT or settings.held_out == 0:
         raise DataError(
             f"a search chooses on people held out of the shots, and of {shots}, {settings.held_out:g} held out, there "
             f"are none; give {SMALLEST_SPLIT} shots at least"
         )
-    row, metric = row or default_row(task), main_metric(task.metrics) or MAIN
-    backend = backend or load_backend(task, numerics, say)
-    folder = out.with_name(f"{out.name}.search")
-    _claim(folder, {"task": task.name, "row": row.model_dump(mode="json"), "shots": shots, **settings.to_dict()})
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name="tune",
-        storage=f"sqlite:///{folder / STUDY}",
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=settings.seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
-        load_if_exists=True,
-    )
-    found = shots_of(task, shots, settings.seed, held_out=settings.held_out, say=say)
 
-    def objective(trial: optuna.Trial) -> float:
-        chosen = fitting(proposed(trial, settings), found)
+
+@dataclass(frozen=True, slots=True)
+class _Trying:
+    """What all trials of a search share."""
+
+    study: optuna.Study
+    task: Task
+    row: RowSettings
+    metric: str
+    settings: Settings
+    shots: Shots
+    backend: Backend
+    say: Say
+
+    def run(self, n: int) -> None:
+        """The trial that comes after n others. If it cannot learn, the reason is told and kept."""
+        from optuna.trial import TrialState
+
+        study = self.study
+        study.sampler = _sampler(self.settings.seed, n)
+        trial = study.ask()
+        chosen = proposed(trial, self.settings)
+        try:
+            value = self._learn(trial, chosen)
+        except OF_A_TRIAL as error:
+            trial.set_user_attr(REASON, str(error))
+            study.tell(trial, state=TrialState.FAIL)
+            self.say(f"trial {n} failed: {error}  {trial.params}")
+            return
+        if value is None:
+            study.tell(trial, state=TrialState.PRUNED)
+            return
+        study.tell(trial, value)
+        held = f"{self.metric} of {len(self.shots.held_out)} held out {figure(self.metric, value)}"
+        self.say(f"trial {n}: {held}  {trial.params}")
+
+    def _learn(self, trial: optuna.Trial, settings: Settings) -> float | None:
+        """The metric of those held out; None if the trial fell behind. Raises an error OF_A_TRIAL."""
+        import optuna
 
         def watch(epoch: int, value: float) -> None:
             trial.report(value, epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        tuned = tune(
-            recommender_of(task, row, trainable(backend, chosen.method, task, say)),
-            found.learnt,
-            chosen,
-            held_out=found.held_out,
-            training=found.queries.training,
-            metric=metric,
-            watch=watch,
-        )
+        backend = trainable(self.backend, settings.method, self.task, self.say)
+        try:
+            tuned = tune(
+                recommender_of(self.task, self.row, backend),
+                self.shots.learnt,
+                fitting(settings, self.shots),
+                held_out=self.shots.held_out,
+                training=self.shots.queries.training,
+                metric=self.metric,
+                watch=watch,
+            )
+        except optuna.TrialPruned:
+            return None
         value = tuned.passes[tuned.best_epoch].metric
         assert value is not None, "people are held out"
-        say(f"trial {trial.number}: {metric} of {len(found.held_out)} held out {100 * value:.1f}  {trial.params}")
+        if not math.isfinite(value):
+            raise NumericError(f"{self.metric} of those held out is {value}")
         return value
-
-    left = trials - sum(trial.state.is_finished() for trial in study.trials)
-    study.optimize(objective, n_trials=max(0, left))
-    best = replace(settings, **study.best_params)
-    tuned = tune_task(task, best, shots, out, row=row, backend=trainable(backend, best.method, task, say), say=say)
-    n_pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials)
-    return Found(tuned, best, float(study.best_value), len(study.trials), n_pruned)
 
 
 def proposed(trial: optuna.Trial, settings: Settings) -> Settings:
@@ -143,3 +209,65 @@ def _claim(folder: Path, header: Mapping[str, Any]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, dump(header))
+
+
+def _study(folder: Path) -> optuna.Study:
+    """The trials that the folder holds; none at first."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        study_name="tune",
+        storage=f"sqlite:///{folder / STUDY}",
+        direction="maximize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
+        load_if_exists=True,
+    )
+
+
+def _sampler(seed: int, n: int) -> optuna.samplers.BaseSampler:
+    """What proposes the trial after n others: one for all of them would begin anew where a search goes on."""
+    from optuna.samplers import TPESampler
+
+    # a liar would take a trial that was interrupted for one that still runs, and shun what it tried
+    return TPESampler(seed=int(rng_for(seed, "trial", n).integers(2**31)), constant_liar=False)
+
+
+def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Trials that came to their end; one that was interrupted is none."""
+    return [trial for trial in study.trials if trial.state.is_finished()]
+
+
+def _failed(study: optuna.Study) -> list[str]:
+    """Why trials failed, each that did."""
+    return [trial.user_attrs[REASON] for trial in _finished(study) if REASON in trial.user_attrs]
+
+
+def _best(study: optuna.Study, settings: Settings, folder: Path) -> Settings:
+    """The settings of the best trial. Raises RunError where every trial failed."""
+    failed = _failed(study)
+    if len(failed) == len(_finished(study)):
+        told = [reason if n == 1 else f"{reason} ({n} times)" for reason, n in Counter(failed).items()]
+        raise RunError(
+            f"{folder}: every trial failed: {'; '.join(told)}. Change what they share, such as --shots, --batch or "
+            "--precision, and name another --out, or remove this folder"
+        )
+    return replace(settings, **study.best_params)
+
+
+def _holds(out: Path, task: Task, row: RowSettings, shots: int, settings: Settings) -> bool:
+    """Whether a folder is what these settings learn from these people."""
+    if not (out / adapters.NOTE).is_file():
+        return False
+    about = adapters.described(out)
+    own = about["tasks"].get(task.name, {})
+    same = own.get("row") == row.model_dump(mode="json") and own.get("shots") == shots
+    return same and about.get("settings") == settings.complete().to_dict()
+
+
+def _found(study: optuna.Study, settings: Settings, tuned: Tuned | None) -> Found:
+    from optuna.trial import TrialState
+
+    finished = _finished(study)
+    n_pruned = sum(trial.state == TrialState.PRUNED for trial in finished)
+    return Found(tuned, settings, float(study.best_value), len(finished), n_pruned, len(_failed(study)))

@@ -213,8 +213,11 @@ def _search(
 
     with resumable():
         found = search(task, settings, shots, out, trials, row=row, numerics=numerics, say=say)
-        _print(found.tuned, [task.name], out)
-        typer.echo(f"search   {found.n_trials} trials, {found.n_pruned} of them stopped early\n")
+        if found.tuned is not None:
+            _print(found.tuned, [task.name], out)
+        typer.echo(
+            f"search   {found.n_trials} trials, {found.n_pruned} of them stopped early, {found.n_failed} failed\n"
+        )
         with progress_bar() as progress:
             run = evaluate(task, Options(adapters=(out,), numerics=numerics), say=say, progress=progress)
     print_table(run.record)
