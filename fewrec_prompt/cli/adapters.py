@@ -74,7 +74,10 @@ def merge(
     model: Annotated[str, typer.Option(help="The base: embedded model, folder or hub id.")] = "smollm2-135m",
     device: Device = None,
 ) -> None:
-    """Write the base model with the adapter inside: a model folder that needs no adapter. In fp32."""
+    """Write the base model with the adapter inside: a model folder that needs no adapter.
+
+    In fp32, whatever the adapter was learnt in. What was learnt in fewer bits will score a little differently.
+    """
     from fewrec_prompt.cli.console import say
     from fewrec_prompt.evaluation import row_of
     from fewrec_prompt.recommender import Recommender
@@ -90,12 +93,13 @@ def merge(
         calibrate=row.calibrate,
         alpha=row.alpha,
         length=row.length,
+        orders=row.orders,
         precision="fp32",
         device=device,
         domain=Domain(**bound["domain"]),
         say=say,
     )
-    typer.echo(f"model    {merged(recommender, folder, out)}")
+    typer.echo(f"model    {merged(recommender, folder, out, say)}")
 
 
 def push(

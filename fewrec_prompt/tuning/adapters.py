@@ -10,7 +10,7 @@ stand here; what weights do to a model is methods.py's.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
 from importlib.metadata import version
@@ -159,11 +159,12 @@ def method_of(folder: Path) -> str:
     return str(_note(folder)["method"])
 
 
-def mismatches(bound: Mapping[str, Any], recommender: Recommender) -> list[str]:
-    """Bindings of a task that do not hold for this recommender, as sentences that name the field."""
+def mismatches(bound: Mapping[str, Any], recommender: Recommender, but: Collection[str] = ()) -> list[str]:
+    """Bindings of a task, `but` those of these names, that do not hold for this recommender: sentences that name the
+    field."""
     here = json.loads(json.dumps(bindings(recommender)))
     found = []
-    for name in sorted({*here, *bound}):
+    for name in sorted({*here, *bound} - {*but}):
         then, now = bound.get(name), here.get(name)
         if then != now:
             found.append(f"{name} was {_short(then)} and is {_short(now)}")
@@ -178,9 +179,10 @@ class Held:
     broken: tuple[str, ...]
 
 
-def check_bindings(adapter: Adapter, recommender: Recommender, *, force: bool) -> Held:
-    """Raises AdapterError that names every binding that does not hold for the nearest task, unless `force`."""
-    found = [Held(task, tuple(mismatches(bound, recommender))) for task, bound in adapter.bound.items()]
+def check_bindings(adapter: Adapter, recommender: Recommender, *, force: bool, but: Collection[str] = ()) -> Held:
+    """Raises AdapterError that names every binding that does not hold for the nearest task, unless `force`; `but` are
+    names of those that need not."""
+    found = [Held(task, tuple(mismatches(bound, recommender, but))) for task, bound in adapter.bound.items()]
     nearest = min(found, key=lambda held: len(held.broken))
     if nearest.broken and not force:
         several = f" (of {', '.join(adapter.bound)} nearest to {nearest.task})" if len(found) > 1 else ""
@@ -230,17 +232,22 @@ def _mark(person: str) -> str:
 
 
 def check_probes(adapter: Adapter, task: str, recommender: Recommender) -> float:
-    """The largest change of the score of a task's saved question. Raises AdapterError if in fp32 one changed by more
-    than 1e-3."""
-    apart = 0.0
-    for query, scores in adapter.probes.get(task, ()):
-        now = np.asarray(recommender.scores(recommender.answers(query)), dtype=float)
-        apart = max(apart, float(np.abs(now - np.array(scores)).max()))
+    """How far the saved questions are `apart`. Raises AdapterError if it is more than 1e-3 in fp32."""
+    apart = probes_apart(adapter, task, recommender)
     if apart > PROBE_TOLERANCE and recommender.backend.mode.precision == "fp32":
         raise AdapterError(
             f"{adapter.folder}: its saved questions now get other scores (by up to {apart:.2g}), so this machine or "
             "its libraries compute something else; tune anew here"
         )
+    return apart
+
+
+def probes_apart(adapter: Adapter, task: str, recommender: Recommender) -> float:
+    """The largest change of the score of a task's saved question, in nats."""
+    apart = 0.0
+    for query, scores in adapter.probes.get(task, ()):
+        now = np.asarray(recommender.scores(recommender.answers(query)), dtype=float)
+        apart = max(apart, float(np.abs(now - np.array(scores)).max()))
     return apart
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import SoftTokens
@@ -17,7 +18,7 @@ from fewrec_prompt.backends.switching import no_false_alarms
 from fewrec_prompt.errors import AdapterError, did_you_mean
 from fewrec_prompt.files import new_folder
 from fewrec_prompt.recommender import Recommender
-from fewrec_prompt.tuning.adapters import Adapter, check_bindings, check_probes, read
+from fewrec_prompt.tuning.adapters import Adapter, check_bindings, check_probes, probes_apart, read
 from fewrec_prompt.tuning.classifiers import below, classifier_of
 from fewrec_prompt.tuning.classifying import classified, n_classes_of
 from fewrec_prompt.tuning.methods import unflat, width
@@ -74,25 +75,37 @@ def _placed(adapter: Adapter, recommender: Recommender) -> Recommender:
     )
 
 
-def merge(recommender: Recommender, folder: Path | str, out: Path) -> Path:
+def merge(recommender: Recommender, folder: Path | str, out: Path, say: Say = quiet) -> Path:
     """Write the model with the weights of this folder inside, as a model folder that needs no adapter.
 
-    Raises AdapterError for what stands before a prompt or reads hidden states, and for a base that is not in fp32:
-    merging into 8 or 4 bits rounds the weights away.
+    They go into the recommender's own model, too; load it anew to have it as it was. What was learnt in another
+    precision is merged into fp32 as well, and it is said how far that changes scores. Raises AdapterError for what
+    stands before a prompt or reads hidden states, for any other binding that does not hold, and for a base that is not
+    in fp32: merging into 8 or 4 bits rounds the weights away.
     """
-    if (method := read(Path(folder)).method) not in _MERGED:
+    adapter = read(Path(folder))
+    if adapter.method not in _MERGED:
         raise AdapterError(
-            f"{folder}: what {method!r} learnt stands before or behind the model, which no model folder holds; it "
-            "cannot be merged, and is used with --adapter"
+            f"{folder}: what {adapter.method!r} learnt stands before or behind the model, which no model folder holds; "
+            "it cannot be merged, and is used with --adapter"
         )
-    found = adapted(recommender, folder)
-    backend = found.recommender.backend
-    assert isinstance(backend, LocalBackend), "it was just made"
-    if backend.mode.precision != "fp32":
-        raise AdapterError(f"{folder}: merge into the base in fp32, not in {backend.mode.precision}: --precision fp32")
+    held = check_bindings(adapter, recommender, force=False, but=("precision",))
+    if (precision := recommender.backend.mode.precision) != "fp32":
+        raise AdapterError(f"{folder}: merge into the base in fp32, not in {precision}: --precision fp32")
     if out.exists():
         raise AdapterError(f"{out}: exists already; name another folder")
-    if found.adapter.method != "full":
+    made = _placed(adapter, recommender)
+    if (learnt_in := adapter.bound[held.task]["precision"]["name"]) == "fp32":
+        check_probes(adapter, held.task, made)
+    else:
+        apart = probes_apart(adapter, held.task, made)
+        say(
+            f"{folder}: was learnt in {learnt_in} and is merged into fp32, so its scores will be a little different; "
+            f"those of its saved questions are, by up to {apart:.2g} nats"
+        )
+    backend = made.backend
+    assert isinstance(backend, LocalBackend), "it was just made"
+    if adapter.method != "full":
         backend.switch.use(backend.adapter_name)
         model = backend.switch.peft.merge_and_unload(adapter_names=[backend.adapter_name])
     else:
