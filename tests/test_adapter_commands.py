@@ -94,6 +94,10 @@ class Hub(BaseHTTPRequestHandler):
     calls: list[tuple[str, str | None, Any]]
     files: dict[str, bytes]
     refuses: int | None
+    private: bool  # whether the repository is
+
+    def do_GET(self) -> None:
+        self._answer({"id": "somebody/films", "private": self.private})
 
     def do_HEAD(self) -> None:
         self._answer({})
@@ -131,7 +135,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     """A hub on this machine, in the place of the real one."""
-    Hub.calls, Hub.files, Hub.refuses = [], {}, None
+    Hub.calls, Hub.files, Hub.refuses, Hub.private = [], {}, None, True
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
@@ -167,6 +171,13 @@ def test_a_pushed_adapter_lies_on_the_hub_as_it_is(flag: str, hub: type[Hub], ad
 def test_an_adapter_is_private_unless_it_is_said(hub: type[Hub], adapter: Path) -> None:
     assert run("push", adapter, "somebody/films").exit_code == 0
     assert hub.calls[0][2][0]["visibility"] == "private"
+
+
+def test_nothing_private_goes_where_everybody_looks(hub: type[Hub], adapter: Path) -> None:
+    hub.private = False
+    with pytest.raises(FewrecError, match="somebody/films is on the hub already and everybody may see it"):
+        run("push", adapter, "somebody/films")
+    assert hub.files == {}
 
 
 def test_a_damaged_adapter_is_not_pushed(hub: type[Hub], adapter: Path, tmp_path: Path) -> None:

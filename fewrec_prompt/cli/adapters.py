@@ -122,6 +122,11 @@ def push(
     try:
         api = HfApi()
         api.create_repo(to, private=private, exist_ok=True)
+        if private and not api.repo_info(to).private:
+            raise FewrecError(
+                f"{to} is on the hub already and everybody may see it, so {folder} was not put there; make it private, "
+                "name another, or say --no-private"
+            )
         found = api.upload_folder(repo_id=to, folder_path=folder)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise FewrecError(f"{folder} could not be put on the hub as {to}: {str(error).splitlines()[0]}") from error
