@@ -54,7 +54,7 @@ class Demos:
     @cached_property
     def sha256(self) -> str:
         """Of everything that decides what is chosen."""
-        people = [(one.query.user_id, _text(one.query), _titles(one.query), one.answer) for one in self.pool]
+        people = [(one.query.user_id, _text(one.query), _titles(one.query), one.answer, one.liked) for one in self.pool]
         return sha256(repr((people, self.how, self.n, self.seed)).encode("utf-8", "surrogatepass")).hexdigest()
 
     def _order(self, query: Query) -> Sequence[int]:

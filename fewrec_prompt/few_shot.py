@@ -199,10 +199,13 @@ def with_demos(
 ) -> Recommender:
     """The recommender with examples of these people in its prompts; nothing is trained.
 
-    Its template is the one that shows examples: itself, or the one of the same name with "-demos" behind it. Raises
-    ArtifactError where there is neither.
+    Its template is the one that shows examples: itself, or the one of the same name with "-demos" behind it. Where it
+    judges, a single candidate that was not liked is an example, too; else who has no answer is left out. Raises
+    ArtifactError where there is no such template.
     """
-    pool = tuple(Demo(one.query, one.relevant[0]) for one in examples if one.relevant)
+    judges = recommender.verbalizer.kind == "judge"
+    told = (one for one in examples if one.relevant or (judges and len(one.query.candidates) == 1))
+    pool = tuple(Demo(one.query, next(iter(one.relevant), 0), liked=bool(one.relevant)) for one in told)
     template = recommender.template
     if "demos" not in template.uses:
         template = templates.load(f"{template.name}-demos")

@@ -77,10 +77,14 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """The question of another person and its answer, as a place among the candidates: an example to learn from."""
+    """The question of another person and its answer, as a place among the candidates: an example to learn from.
+
+    A single candidate may be an answer that was not `liked`.
+    """
 
     query: Query
     answer: int
+    liked: bool = True
 
 
 @dataclass(frozen=True, slots=True)

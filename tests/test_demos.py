@@ -95,6 +95,31 @@ def test_judged_examples_say_no_as_well() -> None:
     assert text.count("Answer: Yes") == text.count("Answer: No") == 2
 
 
+JUDGED = [
+    Example(replace(asked(user, title), candidates=(Item(f"x{n}", f"Road {n}"),)), (0,) if n % 2 else ())
+    for n, (user, title) in enumerate(SEEN.items())
+]
+
+
+def test_of_likes_and_dislikes_both_are_shown() -> None:
+    """Ann, cas and eve did not like their road, bob and dan did: without dislikes every example said Yes."""
+    text = with_demos(recommender("judge"), JUDGED, "random", 5).questions(asked("zoe", "Up"))[0].prompt.text
+    for n in range(5):
+        assert f"like Road {n}? Answer: {'Yes' if n % 2 else 'No'}\n" in text
+
+
+@pytest.mark.parametrize(("prompt", "said"), [("complete", "- Road {}\n"), ("choose", "A. Road {}\n")])
+def test_who_liked_nothing_has_no_answer_to_show_where_nothing_is_judged(prompt: str, said: str) -> None:
+    shown = with_demos(recommender(prompt), JUDGED, "random", 5)
+    text = shown.questions(replace(asked("zoe", "Up"), candidates=JUDGED[0].query.candidates))[0].prompt.text
+    assert [said.format(n) in text.rpartition("Up")[0] for n in range(5)] == [False, True, False, True, False]
+
+
+def test_examples_that_differ_in_a_dislike_are_others() -> None:
+    liked, disliked = (Demos((replace(POOL[0], liked=liked),)) for liked in (True, False))
+    assert liked.sha256 != disliked.sha256
+
+
 def test_a_twin_is_shown_the_same_examples() -> None:
     shown = with_demos(recommender("complete", "pmi"), EXAMPLES, "similar", 2)
     backend = shown.backend

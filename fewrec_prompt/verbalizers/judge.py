@@ -38,11 +38,12 @@ class Judge(Base):
         return [Question(render(query, item=item), words, labels=True) for item in query.candidates]
 
     def shown(self, demo: Demo, labels: Sequence[str]) -> tuple[ShownDemo, ...]:
-        """The answer with the first yes word, and one that is none, the next in the list, with the first no word."""
+        """The answer with the first yes word, or no word if it was not liked; of several candidates also one that is
+        no answer, the next in the list, with the first no word."""
         candidates = demo.query.candidates
         other = candidates[(demo.answer + 1) % len(candidates)]
-        yes = ShownDemo(demo, candidates[demo.answer], self.yes[0])
-        return (yes, ShownDemo(demo, other, self.no[0])) if len(candidates) > 1 else (yes,)
+        own = ShownDemo(demo, candidates[demo.answer], (self.yes if demo.liked else self.no)[0])
+        return (own, ShownDemo(demo, other, self.no[0])) if len(candidates) > 1 else (own,)
 
     def read(self, logprobs: Sequence[Any], query: Query) -> Any:
         """Scores (n_candidates,): log-odds in nats. Ranking by p(yes) − p(no) instead would squash the differences."""
