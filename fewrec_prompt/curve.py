@@ -253,7 +253,7 @@ def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
         learn = tune_classifier if method in CLASSIFIERS else tune_task
         if not folder.is_dir():
             check_apart(shots_of(study.task, shots, seed), study.test)
-            settings = Settings(**dict(study.settings) | {"method": method, "seed": seed})
+            settings = Settings.shared(method, {**study.settings, "seed": seed})
             learn(
                 study.task,
                 settings,

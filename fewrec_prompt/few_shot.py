@@ -109,13 +109,10 @@ def shots_of(
     known = {example.query.user_id: example for example in examples}
     learnt = tuple(known[name] for name in prescribed if name in known)
     if len(learnt) < n:
-        say(
-            f"{n - len(learnt)} of the {n} rows that were drawn are of people who are tested or known, and are left out"
-        )
+        why = "tested, or known to the adapter" if unknown_to else "tested"
+        say(f"{n - len(learnt)} of the {n} rows that were drawn are of people who are {why}, and are left out")
     if not learnt:
-        raise DataError(
-            f"{task.name}: nobody of the {n} rows that were drawn is left to learn from; take another number"
-        )
+        raise DataError(f"{task.name}: none of the {n} rows that were drawn is left to learn from; ask for more shots")
     people = {example.query.person for example in learnt}
     others = [example for example in examples if example.query.person not in people]
     return Shots(learnt, drawn(others, min(WATCHED, len(others)), seed) if held_out else (), queries)

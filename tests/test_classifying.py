@@ -161,7 +161,7 @@ def test_a_head_stops_when_people_held_out_say_otherwise_and_goes_back_to_the_be
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_head_and_a_model_below_it_learn_together(method, family):
     start = recommender(of=backend(family))
-    learner = begin(start.backend, Settings(method, rank=4), instruction="films", n_steps=10)
+    learner = begin(start.backend, Settings.shared(method, {"rank": 4}), instruction="films", n_steps=10)
     before = {name: weights.detach().clone() for name, weights in learner.parameters().items()}
     settings = HeadSettings(rate=1e-3, model_rate=1e-2, epochs=4, batch=6)
 

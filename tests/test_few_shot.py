@@ -108,7 +108,7 @@ def test_an_adapter_is_not_written_over(task: tasks.Task, model: Path, tmp_path:
 def test_a_second_round_begins_where_the_first_ended(
     method: str, task: tasks.Task, model: Path, tmp_path: Path
 ) -> None:
-    settings = Settings(method, tokens=4, rank=2, epochs=1, learning_rate=1e-2)  # type: ignore[arg-type]  # these four
+    settings = Settings.shared(method, {"tokens": 4, "rank": 2, "epochs": 1, "learning_rate": 1e-2})
     first = tune_task(task, settings, 3, tmp_path / "first", backend=backend(model))
     still = replace(settings, learning_rate=1e-8, seed=1)
     earlier = few_shot.Round(tmp_path / "first", replay=0.0)

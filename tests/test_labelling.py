@@ -61,7 +61,7 @@ def scores(task: tasks.Task, recommender: Recommender) -> np.ndarray:
 
 
 def settings(method: str, **changes: object) -> Settings:
-    return Settings(method, **{"learning_rate": RATES[method], "epochs": 6, "rank": 2} | changes)  # type: ignore[arg-type]  # one of METHODS
+    return Settings.shared(method, {"learning_rate": RATES[method], "epochs": 6, "rank": 2} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -328,8 +328,8 @@ def test_labelled_people_are_measured_after_every_pass_and_the_best_stays(
 def test_the_command_end_to_end(labelled: tasks.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run, plain = CliRunner().invoke, ["--precision", "fp32", "--device", "cpu"]
-    for method in ("head", "prototypes"):
-        flags = ["--method", method, "--shots", "20", "--learning-rate", "0.01", "--out", f"adapters/{method}"]
+    for method, more in (("head", ["--learning-rate", "0.01"]), ("prototypes", [])):
+        flags = ["--method", method, "--shots", "20", "--out", f"adapters/{method}", *more]
         done = run(app, ["tune", str(labelled.path), *flags, *plain])
         assert done.exit_code == 0, done.output
         assert "held out accuracy 100.0, precision 100.0, recall 100.0, F1 100.0" in done.stdout

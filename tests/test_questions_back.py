@@ -103,7 +103,7 @@ def test_candidates_that_came_with_an_answer_are_refused(tmp_path: Path, monkeyp
 
 
 def test_a_classifier_and_a_mix_have_no_several_questions(tmp_path: Path) -> None:
-    with pytest.raises(FewrecError, match="'head' learns from labels"):
+    with pytest.raises(FewrecError, match="'head' makes no use of questions"):
         Settings("head", questions=2)
     command = ["tune", "movielens-100k", "--method", "mix", "--questions", "2", "--out", str(tmp_path / "x")]
     assert "leave --questions out" in str(CliRunner().invoke(app, command).exception)

@@ -184,7 +184,7 @@ def test_a_classifier_of_an_encoders_states_is_learnt_kept_and_tested(method: st
     task = Options(model=str(base)).applied(tasks.load_task("tiny"))
     backend = choice.load(str(base), Numerics("fp32", "cpu"))
     rate = 1e-3 if method == "head-full" else 1e-2
-    how = Settings(method, learning_rate=rate, epochs=6, rank=2)  # type: ignore[arg-type]  # one of the classifiers
+    how = Settings.shared(method, {"learning_rate": rate, "epochs": 6, "rank": 2})
     tuned = tune_classifier(task, how, 4, tmp_path / "x", row=UNCASED, backend=backend)
     assert tuned.learned
     run = evaluate(task, Options(rows=(UNCASED,), adapters=(tmp_path / "x",)), out=tmp_path / "run", backend=backend)

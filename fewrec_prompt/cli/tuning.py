@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fewrec_prompt.tuning.outcome import Tuned
     from fewrec_prompt.tuning.settings import Settings
 
+_REPLAY = 0.25  # share of an earlier round's people, where nothing is said
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -92,7 +94,7 @@ def tune(
     ] = None,
     replay: Annotated[
         float, typer.Option(min=0, max=1, help="Of --from: share of its people learnt from again.")
-    ] = 0.25,
+    ] = _REPLAY,
     pull: Annotated[float, typer.Option(min=0, help="Of --from: how strongly its weights are held on to.")] = 0.0,
     search: Annotated[
         int | None,
@@ -114,7 +116,7 @@ def tune(
     from fewrec_prompt import Numerics, Options, tasks
     from fewrec_prompt.cli.console import say
     from fewrec_prompt.few_shot import Round, tune_task
-    from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings
+    from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings, check_read
 
     if method != "mix" and method not in DEFAULTS:
         raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, ('mix', *DEFAULTS))}")
@@ -123,12 +125,32 @@ def tune(
         {"--popularity": popularity, "--adapter": adapter},
         {"--search": search, "--from": start, "--track": track, "other tasks": task[1:]},
     )
+    asked = {
+        "tokens": tokens,
+        "rank": rank,
+        "targets": targets,
+        "init": init,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "dropout": dropout,
+        "epochs": epochs,
+        "batch": batch,
+        "loss": loss,
+        "negatives": negatives,
+        "warm_up": warm_up,
+        "held_out": held_out,
+        "patience": patience,
+        "temperature": temperature,
+        "questions": questions,
+        "checkpointing": checkpointing,
+    }
+    check_read(method, asked, _flag)
+    _check_needed("--from", start, {"--replay": replay != _REPLAY, "--pull": pull})
+    _check_needed("other tasks", task[1:], {"--temperature": temperature != 1.0})
     found, *also = (Options(model=model).applied(tasks.load_task(name)) for name in task)
     row = _row(found, prompt, verbalizer, calibrate, alpha, length)
     numerics = Numerics(precision, device, int8_threshold)
     if method == "mix":
-        if questions > 1:
-            raise FewrecError("a mix is learnt from the answers alone; leave --questions out")
         from fewrec_prompt.evaluation import row_of
         from fewrec_prompt.mixing import tune_mix
 
@@ -138,27 +160,7 @@ def tune(
         )
         _print_mix(made, task[0], out)
         return
-    settings = Settings(
-        method=method,  # type: ignore[arg-type]  # these names are checked there
-        tokens=tokens,
-        rank=rank,
-        targets=targets,  # type: ignore[arg-type]
-        init=init,  # type: ignore[arg-type]
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        dropout=dropout,
-        epochs=epochs,
-        batch=batch,
-        loss=loss,  # type: ignore[arg-type]
-        negatives=negatives,  # type: ignore[arg-type]
-        warm_up=warm_up,
-        held_out=held_out,
-        patience=patience,
-        temperature=temperature,
-        questions=questions,
-        seed=seed,
-        checkpointing=checkpointing,
-    )
+    settings = Settings.from_dict({"method": method, "seed": seed, **asked})
     if method in CLASSIFIERS:
         from fewrec_prompt.labelling import tune_classifier
 
@@ -195,6 +197,17 @@ def _check_flags(method: str, of_mix: Mapping[str, object], of_loop: Mapping[str
         raise FewrecError(f"{method!r} learns from the shots of one task alone; leave {', '.join(given)} out")
     if given != ["--search"] and "--search" in given:
         raise FewrecError(f"--search tries settings on the shots of one task; leave {', '.join(given[1:])} out")
+
+
+def _check_needed(needed: str, there: object, of_it: Mapping[str, object]) -> None:
+    """Raises FewrecError for flags that say how something is taken which is not there."""
+    if not there and (given := ", ".join(flag for flag, value in of_it.items() if value)):
+        raise FewrecError(f"{given}: means nothing without {needed}; leave {given} out, or name {needed}")
+
+
+def _flag(name: str) -> str:
+    """What a setting is called on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _only(shots: list[int]) -> int:

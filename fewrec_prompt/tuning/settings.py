@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -23,13 +23,13 @@ NegativesName = Literal["given", "uniform", "popularity", "in-batch", "hard"]
 class Settings:
     """How a method learns. None: the method's own (see DEFAULTS), the listwise loss, the candidates as they are given.
 
-    `tokens` belongs to the virtual tokens, `rank` and `targets` (which linear layers) to the low-rank methods. `batch`
+    Which fields a method reads stands in READS. `targets` are the linear layers that low-rank methods change, `batch`
     is people a step. `warm_up` are passes over the histories alone, as plain modelling of the next title, before any
     answer is learnt from, or, with 0 `epochs`, instead; `held_out` is the share of people that early stopping looks at,
     and `patience` how many passes may go by without a better one. `temperature` says how evenly several tasks are drawn
     (mixture.py): 1 in proportion to their people, a large one each as often. `questions` is about how many of a
     person's latest things is asked, another one every pass (examples.py). Raises FewrecError for values that cannot be
-    meant.
+    meant, and where the method does not read what was given.
     """
 
     method: MethodName = "soft-prompt"
@@ -61,12 +61,11 @@ class Settings:
             number = getattr(self, name)
             if number is not None and not (math.isfinite(number) and low <= number <= high):
                 raise FewrecError(f"{name.replace('_', ' ')} is {number}; give a number from {low:g} to {high:g}")
-        if self.questions > 1 and self.method in CLASSIFIERS:
-            raise FewrecError(f"{self.method!r} learns from labels, each once; leave questions at 1")
         if self.epochs == 0 and self.warm_up == 0:
             raise FewrecError("0 passes over answers and 0 over histories learn nothing; give epochs, or a warm-up")
         if self.checkpointing and self.method == "prefix":
             raise FewrecError("gradient checkpointing drops keys and values, which is what 'prefix' learns; leave one")
+        check_read(self.method, self.to_dict())
 
     def complete(self) -> Settings:
         """The same with the method's own learning rate and passes in the place of None."""
@@ -113,6 +112,14 @@ class Settings:
             raise FewrecError(f"unknown tuning setting {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
         return cls(**values)
 
+    @classmethod
+    def shared(cls, method: str, values: Mapping[str, Any]) -> Settings:
+        """Of settings that several methods share, those that this one reads. Raises FewrecError as `from_dict`."""
+        left_out = unread(method, values)
+        return cls.from_dict(
+            {name: value for name, value in values.items() if name not in left_out} | {"method": method}
+        )
+
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "method": get_args(MethodName),
@@ -153,3 +160,33 @@ DEFAULTS: Mapping[MethodName, tuple[float, int]] = {  # learning rate, epochs
     "head-full": (3e-5, 4),
     "prototypes": (1.0, 1),  # nothing is trained: one look at the examples
 }
+_EVERY_PASS = frozenset({"learning_rate", "weight_decay", "epochs", "batch", "held_out", "patience"})
+_LOOP = _EVERY_PASS | {"loss", "negatives", "warm_up", "temperature", "questions", "checkpointing"}
+_VIRTUAL = _LOOP | {"tokens", "init"}
+_LOW_RANK = frozenset({"rank", "targets"})
+READS: Mapping[str, frozenset[str]] = {  # of each method, beside the seed, which draws its people
+    "mix": frozenset(),
+    "soft-prompt": _VIRTUAL,
+    "p-tuning": _VIRTUAL,
+    "prefix": _VIRTUAL,
+    "lora": _LOOP | _LOW_RANK | {"dropout"},
+    "adalora": _LOOP | _LOW_RANK | {"dropout"},
+    "full": _LOOP,
+    "head": _EVERY_PASS,
+    "head-lora": _EVERY_PASS | _LOW_RANK | {"checkpointing"},
+    "head-full": _EVERY_PASS | {"checkpointing"},
+    "prototypes": frozenset({"held_out"}),
+}
+
+
+def unread(method: str, values: Mapping[str, Any]) -> list[str]:
+    """The names of settings that were given, other than by their default, and that the method does not read."""
+    defaults = {field.name: field.default for field in fields(Settings) if field.name not in ("method", "seed")}
+    given = [name for name, default in defaults.items() if values.get(name, default) != default]
+    return [name for name in given if name not in READS[method]]
+
+
+def check_read(method: str, values: Mapping[str, Any], called: Callable[[str], str] = str) -> None:
+    """Raises FewrecError for settings that the method does not read, by what they are called where they were given."""
+    if names := ", ".join(map(called, unread(method, values))):
+        raise FewrecError(f"{method!r} makes no use of {names}; leave {names} out, or take a method that does")
