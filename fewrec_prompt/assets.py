@@ -15,20 +15,22 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from fewrec_prompt.errors import AssetError, FewrecError, StorageError, did_you_mean
 
 MANIFEST = "fewrec.json"
 STALL_SECONDS, RETRIES = "10", "1"  # of pip: an index that does not answer is reported within half a minute
+EVERY = 16  # people after whom it is said how many are done
 
+T = TypeVar("T")
 Say = Callable[[str], None]
 """Takes one line about what is going on, for a person who waits."""
 
@@ -106,6 +108,14 @@ ASSETS: dict[str, Asset] = {
 
 def quiet(line: str) -> None:
     """A `say` that says nothing."""
+
+
+def counted(people: Sequence[T], what: str, say: Say) -> Iterator[T]:
+    """The people one by one; every few of them it is said how many are done."""
+    for n_done, one in enumerate(people, 1):
+        yield one
+        if n_done % EVERY == 0:
+            say(f"{what}: {n_done} of {len(people)} people")
 
 
 def asset_names() -> list[str]:

@@ -34,7 +34,7 @@ class Cell:
     values: Mapping[str, tuple[float, ...]]  # of each metric that a question has by itself
     n_weights: int
     train_seconds: float
-    ms_per_user: float  # of ranking one test user, questions and model
+    ms_per_user: float  # of ranking one test user, questions and model, whoever asked the model first
     note: str = ""
     scores: tuple[tuple[float, ...], ...] = ()  # of the candidates of each question, in the order of the prompt
     relevant: tuple[tuple[int, ...], ...] = ()  # which of them are answers, as places

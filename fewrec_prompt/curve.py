@@ -1,8 +1,9 @@
 """Zero against few shots: every method with every number of people, on the same users, candidates and seeds.
 
 A cell is one method, one number of people, one seed: a file with what every test user came to. A cell that is done is
-not run again, and one that was interrupted goes on, because answers and trainings are kept. The table and the picture
-are made of the cells alone (cells.py, curve_table.py).
+not run again, and one that was interrupted goes on, because answers and trainings are kept. What can stop a cell is
+looked for before the first one is run. The table and the picture are made of the cells alone (cells.py,
+curve_table.py); where one fails, of those that are done.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fewrec_prompt import tasks
-from fewrec_prompt.assets import Say, quiet
+from fewrec_prompt.assets import Say, counted, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.baselines import BASELINES
@@ -30,9 +31,19 @@ from fewrec_prompt.demos import DemosName
 from fewrec_prompt.display import figure
 from fewrec_prompt.errors import FewrecError, RunError, did_you_mean
 from fewrec_prompt.evaluation import judged, load_backend
-from fewrec_prompt.few_shot import check_apart, default_row, recommender_of, shots_of, trainable, tune_task, with_demos
+from fewrec_prompt.few_shot import (
+    Shots,
+    check_apart,
+    default_row,
+    lesson_of,
+    recommender_of,
+    shots_of,
+    trainable,
+    tune_task,
+    with_demos,
+)
 from fewrec_prompt.files import write_text
-from fewrec_prompt.labelling import check_row, tune_classifier
+from fewrec_prompt.labelling import check_row, labels_of, tune_classifier
 from fewrec_prompt.metrics import measure
 from fewrec_prompt.mixing import fit_mix
 from fewrec_prompt.recommender import Recommender
@@ -41,11 +52,14 @@ from fewrec_prompt.score_cache import ScoreCache, score_cache
 from fewrec_prompt.scoring import Asking, Scored
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
+from fewrec_prompt.tuning.ahead import check_ahead
 from fewrec_prompt.tuning.mixed import MixRecommender
+from fewrec_prompt.tuning.negatives import Negatives
 from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings
 from fewrec_prompt.types import Query, Question, Ranking, TokenLogprobs
 
 TABLE, PICTURE = "curve.json", "curve.html"
+SHOWN: Mapping[str, DemosName] = {"demos": "similar", "demos-random": "random", "demos-diverse": "diverse"}
 
 
 @dataclass(frozen=True)
@@ -66,41 +80,69 @@ class Study:
         return tasks.load_queries(self.task, say=self.say)
 
     @cached_property
-    def start(self) -> Recommender:
-        """The row before anything is learnt, its answers kept."""
-        return replace(recommender_of(self.task, self.row, self.backend), backend=Kept(self.backend, self.cache))  # type: ignore[arg-type]  # all of a Backend
+    def kept(self) -> Kept:
+        """The model before anything is learnt, its answers kept."""
+        return Kept(self.backend, self.cache)
 
-    def cell(self, method: str, shots: int, seed: int, rank: Callable[[Query], Ranking], **about: Any) -> Cell:
-        """Rank all test users and measure; `about` is what else the cell says."""
-        begin = time.perf_counter()
-        scored = Scored(method, tuple(map(rank, self.test.queries)), kind=self.start.verbalizer.kind)
-        ms = 1000 * (time.perf_counter() - begin) / len(self.test.queries)
+    @cached_property
+    def start(self) -> Recommender:
+        """The row before anything is learnt."""
+        return replace(recommender_of(self.task, self.row, self.backend), backend=self.kept)  # type: ignore[arg-type]  # all of a Backend
+
+    def settings_of(self, method: str, seed: int) -> Settings:
+        """How a method learns: of the settings that all share, those that it reads."""
+        return Settings.shared(method, {**self.settings, "seed": seed})
+
+    def cell(
+        self,
+        method: str,
+        shots: int,
+        seed: int,
+        rank: Callable[[Query], Ranking],
+        asked: Kept | None = None,
+        **about: Any,
+    ) -> Cell:
+        """Rank all test users and measure; `about` is what else the cell says.
+
+        The model is `asked`, or that before anything is learnt. An answer that was kept counts with the time that the
+        model took for it, so that a cell costs the same whoever asked first.
+        """
+        asked = asked or self.kept
+        begin, spared = time.perf_counter(), asked.ms_spared
+        queries = counted(self.test.queries, name_of(method, shots, seed), self.say)
+        scored = Scored(method, tuple(map(rank, queries)), kind=self.start.verbalizer.kind)
+        ms = 1000 * (time.perf_counter() - begin) + asked.ms_spared - spared
         users = judged(scored, self.test)
-        about = {"n_weights": 0, "train_seconds": 0.0, "ms_per_user": round(ms, 2)} | about
+        about = {"n_weights": 0, "train_seconds": 0.0} | about
         return Cell(
             method,
             shots,
             seed,
             tuple(user.user_id for user in users),
             {name: tuple(values.tolist()) for name, values in measure(self.metrics, users).items()},
+            ms_per_user=round(ms / len(self.test.queries), 2),
             scores=tuple(tuple(user.scores.tolist()) for user in users),
             relevant=tuple(tuple(np.flatnonzero(user.relevant).tolist()) for user in users),
             **about,
         )
 
 
-@dataclass(frozen=True, slots=True)
 class Kept:
     """A backend that answers from the score cache what it was asked before."""
 
-    backend: Backend
-    cache: ScoreCache
+    def __init__(self, backend: Backend, cache: ScoreCache) -> None:
+        self.backend, self._asking = backend, Asking(backend, cache)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
 
     def logprobs(self, questions: Sequence[Question]) -> list[TokenLogprobs]:
-        return Asking(self.backend, self.cache)(list(questions))
+        return self._asking(list(questions))
+
+    @property
+    def ms_spared(self) -> float:
+        """Milliseconds that the model took for all answers so far, now or earlier, less those that were waited now."""
+        return self._asking.ms - self._asking.ms_waited
 
 
 def curve(
@@ -118,7 +160,11 @@ def curve(
     backend: Backend | None = None,
     say: Say = quiet,
 ) -> list[Line]:
-    """Run the cells that are not there yet, then write table and picture to `out`; the lines of the table.
+    """Run the cells that are not there yet, and write table and picture to `out`; the lines of the table.
+
+    Where a cell fails, they show those that are done, and its error is raised. What can be known before the first cell
+    is run is raised then, and nothing is written: more people than there are, settings that a method cannot mean, a
+    model that it cannot learn in.
 
     `metrics` are those of a question, and those over several questions that scores alone are needed for (OF_SCORES);
     the first one is told with every cell. Differences are to the method `against` that learns nothing: zero shots or a
@@ -141,13 +187,18 @@ def curve(
         cache = stack.enter_context(score_cache(say))
         backend = backend or load_backend(task, numerics, say)
         study = Study(task, row, backend, tuple(metrics), out, cache, dict(settings or {}), say)
-        _claim(study)
         wanted = [(name, 0, 0) for name in still]
         wanted += [(name, n, seed) for n in shots for seed in range(seeds) for name in methods if name not in still]
-        cells = [_done(study, *one) or _run(study, *one) for one in wanted]
-    lines = table(cells, metrics, task.settings.seed, against)
-    write_text(out / TABLE, dump({"against": against, "lines": [asdict(line) for line in lines]}))
-    write_text(out / PICTURE, picture(lines, task.name, against))
+        wanted = list(dict.fromkeys(wanted))
+        _check(study, [one for one in wanted if not _file(study, *one).is_file()])
+        _claim(study)
+        done = {one: cell for one in wanted if (cell := _done(study, *one))}
+        try:
+            for one in wanted:
+                if one not in done:
+                    done[one] = _run(study, *one)
+        finally:
+            lines = _tell(study, [done[one] for one in wanted if one in done], against)
     return lines
 
 
@@ -187,6 +238,16 @@ def _claim(study: Study) -> None:
     write_text(path, dump(header))
 
 
+def _tell(study: Study, cells: Sequence[Cell], against: str) -> list[Line]:
+    """Write table and picture of these cells, and return the lines; none without the row that is compared with."""
+    if all(cell.method != against for cell in cells):
+        return []
+    lines = table(cells, study.metrics, study.task.settings.seed, against)
+    write_text(study.out / TABLE, dump({"against": against, "lines": [asdict(line) for line in lines]}))
+    write_text(study.out / PICTURE, picture(lines, study.task.name, against))
+    return lines
+
+
 def _done(study: Study, method: str, shots: int, seed: int) -> Cell | None:
     path = _file(study, method, shots, seed)
     return read_cell(path) if path.is_file() else None
@@ -205,6 +266,36 @@ def _file(study: Study, method: str, shots: int, seed: int) -> Path:
     return study.out / CELLS / f"{name_of(method, shots, seed)}.json"
 
 
+# --- before the first cell ---
+
+
+def _check(study: Study, wanted: Sequence[tuple[str, int, int]]) -> None:
+    """Raises what would stop these cells, as far as it can be known before the first of them is run."""
+    found = cache(partial(shots_of, study.task))
+    for method, shots, seed in wanted:
+        if method in DEFAULTS:
+            settings = study.settings_of(method, seed)
+            people = found(shots, seed, held_out=settings.held_out, loss=settings.loss)
+            _check_training(study, settings, people)
+        elif shots:
+            people = found(shots, seed)
+            if method in SHOWN:
+                with_demos(study.start, people.learnt, SHOWN[method])
+        else:
+            continue  # nobody is learnt from
+        check_apart(people, study.test)
+
+
+def _check_training(study: Study, settings: Settings, people: Shots) -> None:
+    check_ahead(settings, len(people.learnt), study.backend)
+    if settings.method in CLASSIFIERS:
+        labels_of(study.start, people.learnt)
+        return
+    lesson = lesson_of(study.task, study.row, people, study.backend, settings)
+    lesson.check(settings.complete())
+    Negatives(lesson.negatives, lesson.training, settings.seed)
+
+
 # --- one cell ---
 
 
@@ -219,25 +310,23 @@ def _still(study: Study, method: str) -> Cell:
 def _mix(study: Study, shots: int, seed: int) -> Cell:
     """Weights over the row's logged scores."""
     found = shots_of(study.task, shots, seed, say=study.say)
-    check_apart(found, study.test)
     rows = {study.row.prompt: study.start}
-    answers = [[study.start.answers(one.query)] for one in found.learnt]
+    people = counted(found.learnt, f"{name_of('mix', shots, seed)}, to learn from", study.say)
+    answers = [[study.start.answers(one.query)] for one in people]
     begin = time.perf_counter()
     made = fit_mix(found, rows, answers)
-    about = {"n_weights": len(made.names), "train_seconds": round(time.perf_counter() - begin, 4)}
+    about: dict[str, Any] = {"n_weights": len(made.names), "train_seconds": round(time.perf_counter() - begin, 4)}
     note = f"prior counts {made.prior_share:.2f}"
     return study.cell("mix", shots, seed, MixRecommender(rows, made).rank, note=note, **about)
 
 
-def _shown(how: DemosName) -> Callable[[Study, int, int], Cell]:
+def _shown(method: str) -> Callable[[Study, int, int], Cell]:
     """Examples in the prompt: nothing is trained."""
 
     def run(study: Study, shots: int, seed: int) -> Cell:
         found = shots_of(study.task, shots, seed, say=study.say)
-        check_apart(found, study.test)
-        recommender = with_demos(study.start, found.learnt, how, seed=seed)
-        name = "demos" if how == "similar" else f"demos-{how}"
-        return study.cell(name, shots, seed, recommender.rank)
+        recommender = with_demos(study.start, found.learnt, SHOWN[method], seed=seed)
+        return study.cell(method, shots, seed, recommender.rank)
 
     return run
 
@@ -252,11 +341,9 @@ def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
         backend = study.backend
         learn = tune_classifier if method in CLASSIFIERS else tune_task
         if not folder.is_dir():
-            check_apart(shots_of(study.task, shots, seed), study.test)
-            settings = Settings.shared(method, {**study.settings, "seed": seed})
             learn(
                 study.task,
-                settings,
+                study.settings_of(method, seed),
                 shots,
                 folder,
                 row=study.row,
@@ -266,19 +353,17 @@ def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
         about = described(folder)
         row = RowSettings(**about["tasks"][study.task.name]["row"])  # a classifier leaves its calibration out
         recommender = recommender_of(study.task, row, backend).adapted(folder)
-        kept = replace(recommender, backend=Kept(recommender.backend, study.cache))  # type: ignore[arg-type]  # all of a Backend
+        kept = Kept(recommender.backend, study.cache)
+        asking = replace(recommender, backend=kept)  # type: ignore[arg-type]  # all of a Backend
         note = "" if about["learned"] else "did not learn"
-        return study.cell(
-            method, shots, seed, kept.rank, n_weights=about["n_weights"], train_seconds=about["seconds"], note=note
-        )
+        more = {"n_weights": about["n_weights"], "train_seconds": about["seconds"], "note": note}
+        return study.cell(method, shots, seed, asking.rank, kept, **more)
 
     return run
 
 
 WAYS: Mapping[str, Callable[[Study, int, int], Cell]] = {
-    "demos": _shown("similar"),
-    "demos-random": _shown("random"),
-    "demos-diverse": _shown("diverse"),
+    **{name: _shown(name) for name in SHOWN},
     "mix": _mix,
     **{name: _tuned(name) for name in DEFAULTS},
 }

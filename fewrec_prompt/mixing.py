@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from fewrec_prompt import scoring, tasks
-from fewrec_prompt.assets import Say, quiet
+from fewrec_prompt.assets import Say, counted, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.checked import check
@@ -114,10 +114,8 @@ class _Answered:
         self._units: dict[tuple[str, str], Unit] = {}
         with score_cache(say) as kept:
             for job in scoring.plan(rows, queries):
-                for done, query in enumerate(queries):
+                for query in counted(queries, job.name, say):
                     (self._units[job.key, query.user_id],), _ = job.run([query], kept)
-                    if done % 16 == 15:
-                        say(f"{job.name}: {done + 1} of {len(queries)} people")
 
     def get(self, questions: str, user_id: str) -> Unit | None:
         return self._units.get((questions, user_id))
