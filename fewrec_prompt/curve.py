@@ -287,7 +287,7 @@ def _check(study: Study, wanted: Sequence[tuple[str, int, int]]) -> None:
 
 
 def _check_training(study: Study, settings: Settings, people: Shots) -> None:
-    check_ahead(settings, len(people.learnt), study.backend)
+    check_ahead(settings, study.backend, settings.complete().n_steps(len(people.learnt)))
     if settings.method in CLASSIFIERS:
         labels_of(study.start, people.learnt)
         return

@@ -1,11 +1,6 @@
-"""What a training needs of a model and of its steps, known before anything is asked or trained.
-
-A training sees to it by itself; who will run many of them for hours asks here first.
-"""
+"""What a training needs of a model and of its steps, known before anything is asked or trained."""
 
 from __future__ import annotations
-
-from math import ceil
 
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.causal import CausalBackend
@@ -16,7 +11,7 @@ from fewrec_prompt.tuning.settings import CLASSIFIERS, Settings
 FEWEST_STEPS = 4  # of AdaLoRA
 
 
-def check_ahead(settings: Settings, n_people: int, backend: Backend) -> None:
+def check_ahead(settings: Settings, backend: Backend, n_steps: int) -> None:
     """Raises ModelError for a model that the method cannot learn in, and where AdaLoRA has too few steps."""
     method = CLASSIFIERS.get(settings.method, settings.method)
     if method is None:  # nothing is learnt in the model
@@ -29,17 +24,15 @@ def check_ahead(settings: Settings, n_people: int, backend: Backend) -> None:
     mode = backend.mode
     if method == "full" and mode.precision != "fp32":
         raise ModelError(
-            f"{settings.method!r} learns every weight, which takes fp32, and this model is in {mode.precision}; ask "
-            "for --precision fp32"
+            f"{settings.method!r} changes the model's own weights, which takes fp32, and this model is in "
+            f"{mode.precision}; ask for --precision fp32, or take lora"
         )
     if method == "prefix" and not (isinstance(backend, CausalBackend) and mode.layout == "packed"):
         raise ModelError(
             f"'prefix' needs a causal model that takes a tree mask, and this one is {backend.kind}, {mode.layout}; "
             "take soft-prompt or lora"
         )
-    n_steps = ceil(n_people / settings.batch) * (len(settings.complete().passes) - 1)
     if method == "adalora" and n_steps < FEWEST_STEPS:
         raise ModelError(
-            f"'adalora' plans its ranks over {n_steps} steps with {n_people} people, and needs {FEWEST_STEPS}; give "
-            "more passes or people"
+            f"adalora plans its ranks over {n_steps} steps, and needs {FEWEST_STEPS}; give more epochs or shots"
         )

@@ -151,10 +151,9 @@ class _Training:
         settings = self.settings
         sizes = tuple(len(lesson.examples) for lesson in self.lessons)
         self.mixture = Mixture(sizes, settings.temperature, settings.seed)
-        self.n_batches = -(-sum(sizes) // settings.batch)
+        self.n_batches, self.n_steps = settings.n_batches(sum(sizes)), settings.n_steps(sum(sizes))
         self.plan = settings.passes
         self.identity = identity(settings, self.lessons, self.backend, self.earlier)
-        self.n_steps = self.n_batches * (len(self.plan) - 1)
         self.negatives = [Negatives(lesson.negatives, lesson.training, settings.seed) for lesson in self.lessons]
         before = None if self.earlier is not None else self._before(lesson.recommender for lesson in self.lessons)
         starts = [lesson.recommender for lesson in self.lessons]

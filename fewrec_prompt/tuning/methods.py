@@ -28,6 +28,7 @@ from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
 from fewrec_prompt.backends.switching import in_peft, no_false_alarms
 from fewrec_prompt.errors import ModelError
 from fewrec_prompt.seeds import rng_for
+from fewrec_prompt.tuning.ahead import check_ahead
 from fewrec_prompt.tuning.settings import Settings
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
@@ -143,11 +144,7 @@ class Prefix(Learner):
     """Keys and values (n_tokens, n_layers · 2 · n_heads · head_dim) before every prompt, in every layer."""
 
     def __init__(self, backend: LocalBackend, settings: Settings, instruction: str) -> None:
-        if not isinstance(backend, CausalBackend) or backend.mode.layout != "packed":
-            raise ModelError(
-                f"'prefix' needs a causal model that takes a tree mask, and this one is {backend.kind}, "
-                f"{backend.mode.layout}; take soft-prompt or lora"
-            )
+        assert isinstance(backend, CausalBackend), "it was checked"
         _freeze(backend.model)
         with torch.no_grad():
             start = backend.engine.keys_and_values(_first_ids(backend, settings, instruction))
@@ -295,11 +292,6 @@ class Full(Learner):
     """Every weight of the model."""
 
     def __init__(self, backend: LocalBackend) -> None:
-        if backend.mode.precision != "fp32":
-            raise ModelError(
-                f"'full' changes the model's own weights, which takes fp32, and this model is in "
-                f"{backend.mode.precision}; ask for --precision fp32, or take lora"
-            )
         self.backend = backend.view()
         for weights in backend.model.parameters():
             weights.requires_grad_(True)
@@ -322,6 +314,7 @@ def begin(backend: LocalBackend, settings: Settings, *, instruction: str, n_step
 
     `n_steps` is what AdaLoRA plans its ranks by. Raises ModelError for a method that this model cannot take.
     """
+    check_ahead(settings, backend, n_steps)
     if settings.checkpointing:
         backend.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     match settings.method:
@@ -431,8 +424,6 @@ def _low_rank_config(backend: LocalBackend, settings: Settings, n_steps: int) ->
     }
     if settings.method == "lora":
         return LoraConfig(r=settings.rank, **shared)
-    if n_steps < 4:
-        raise ModelError(f"adalora plans its ranks over {n_steps} steps, and needs 4; give more epochs or shots")
     rest = {"tinit": n_steps // 6, "tfinal": n_steps // 3, "total_step": n_steps}
     return AdaLoraConfig(target_r=settings.rank, init_r=round(1.5 * settings.rank), **rest, **shared)
 

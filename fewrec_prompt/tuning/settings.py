@@ -101,6 +101,14 @@ class Settings:
         assert self.epochs is not None, "settings are completed first"
         return self.epochs
 
+    def n_batches(self, n_people: int) -> int:
+        """Steps of a pass over so many people."""
+        return -(-n_people // self.batch)
+
+    def n_steps(self, n_people: int) -> int:
+        """Steps of all passes of complete settings over so many people."""
+        return self.n_batches(n_people) * (len(self.passes) - 1)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
