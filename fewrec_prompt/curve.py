@@ -287,12 +287,14 @@ def _check(study: Study, wanted: Sequence[tuple[str, int, int]]) -> None:
 
 
 def _check_training(study: Study, settings: Settings, people: Shots) -> None:
-    check_ahead(settings, study.backend, settings.complete().n_steps(len(people.learnt)))
     if settings.method in CLASSIFIERS:
+        check_ahead(settings, study.backend, n_steps=0)  # none of them plans by steps
         labels_of(study.start, people.learnt)
         return
+    settings = settings.complete()
+    check_ahead(settings, study.backend, settings.n_steps(len(people.learnt)))
     lesson = lesson_of(study.task, study.row, people, study.backend, settings)
-    lesson.check(settings.complete())
+    lesson.check(settings)
     Negatives(lesson.negatives, lesson.training, settings.seed)
 
 
