@@ -345,6 +345,11 @@ def _taken_up(
     ]
     people: dict[str, list[Example]] = {lesson.name: [] for lesson in lessons}
     for name, before in zip(about, found, strict=True):
+        if not before:
+            raise AdapterError(
+                f"{earlier.folder}: nobody whom it was learnt from is among the people of {name!r} here; learn on with "
+                "the data that it was learnt from, or anew"
+            )
         alike = [one.name for one in lessons if not adapters.mismatches(saved.bound[name], one.recommender)]
         if not alike:
             raise AdapterError(f"{earlier.folder}: was learnt from {name!r}, too; name that task beside the others")

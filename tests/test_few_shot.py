@@ -177,6 +177,15 @@ def test_a_later_round_of_a_task_that_no_folder_holds(task: tasks.Task, model: P
     assert len(second.lessons[0].earlier) == 2
 
 
+def test_a_later_round_over_data_that_hold_nobody_of_the_first(
+    task: tasks.Task, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune_task(task, LORA, 2, tmp_path / "first", backend=backend(model))
+    monkeypatch.setattr(adapters, "known", lambda *_: frozenset())
+    with pytest.raises(AdapterError, match="first: nobody whom it was learnt from is among the people of 'tiny' here"):
+        tune_task(task, LORA, 2, tmp_path / "x", earlier=few_shot.Round(tmp_path / "first"), backend=backend(model))
+
+
 def test_lists_without_an_answer_are_left_out_and_counted(task: tasks.Task, monkeypatch: pytest.MonkeyPatch) -> None:
     real = few_shot.examples_of
     monkeypatch.setattr(
