@@ -54,6 +54,7 @@ def test_what_is_tuned_becomes_a_row(task: tasks.Task, model: Path, tmp_path: Pa
     about = adapters.read(out).about
     assert about["tasks"]["tiny"]["shots"] == 3
     assert about["passes"][-1]["loss"] == tuned.passes[-1].loss
+    assert about["seconds"] == pytest.approx(sum(done.seconds for done in tuned.passes), abs=0.1)
     assert not out.with_name("x.training").exists()
 
     run = evaluate(task, Options(adapters=(out,)), out=tmp_path / "run", backend=backend(model))
