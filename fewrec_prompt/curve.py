@@ -89,6 +89,11 @@ class Study:
         """The row before anything is learnt."""
         return replace(recommender_of(self.task, self.row, self.backend), backend=self.kept)  # type: ignore[arg-type]  # all of a Backend
 
+    @cached_property
+    def people(self) -> Callable[..., Shots]:
+        """`shots_of` this task; the same people are drawn, and told of, once."""
+        return cache(partial(shots_of, self.task, say=self.say))
+
     def settings_of(self, method: str, seed: int) -> Settings:
         """How a method learns: of the settings that all share, those that it reads."""
         return Settings.shared(method, {**self.settings, "seed": seed})
@@ -271,14 +276,13 @@ def _file(study: Study, method: str, shots: int, seed: int) -> Path:
 
 def _check(study: Study, wanted: Sequence[tuple[str, int, int]]) -> None:
     """Raises what would stop these cells, as far as it can be known before the first of them is run."""
-    found = cache(partial(shots_of, study.task))
     for method, shots, seed in wanted:
         if method in DEFAULTS:
             settings = study.settings_of(method, seed)
-            people = found(shots, seed, held_out=settings.held_out, loss=settings.loss)
+            people = study.people(shots, seed, held_out=settings.held_out, loss=settings.loss)
             _check_training(study, settings, people)
         elif shots:
-            people = found(shots, seed)
+            people = study.people(shots, seed)
             if method in SHOWN:
                 with_demos(study.start, people.learnt, SHOWN[method])
         else:
@@ -311,7 +315,7 @@ def _still(study: Study, method: str) -> Cell:
 
 def _mix(study: Study, shots: int, seed: int) -> Cell:
     """Weights over the row's logged scores."""
-    found = shots_of(study.task, shots, seed, say=study.say)
+    found = study.people(shots, seed)
     rows = {study.row.prompt: study.start}
     people = counted(found.learnt, f"{name_of('mix', shots, seed)}, to learn from", study.say)
     answers = [[study.start.answers(one.query)] for one in people]
@@ -326,7 +330,7 @@ def _shown(method: str) -> Callable[[Study, int, int], Cell]:
     """Examples in the prompt: nothing is trained."""
 
     def run(study: Study, shots: int, seed: int) -> Cell:
-        found = shots_of(study.task, shots, seed, say=study.say)
+        found = study.people(shots, seed)
         recommender = with_demos(study.start, found.learnt, SHOWN[method], seed=seed)
         return study.cell(method, shots, seed, recommender.rank)
 

@@ -123,7 +123,7 @@ def _pool(task: Task, loss: LossName | None, say: Say) -> tuple[QuerySet, tuple[
     examples = examples_of(queries)
     if loss == "binary":
         return queries, examples
-    answered = tuple(one for one in examples if not len(one.query.candidates) > 1 or _has_both(one))
+    answered = tuple(one for one in examples if len(one.query.candidates) == 1 or _has_both(one))
     if n_others := len(examples) - len(answered):
         say(f"{task.name}: {n_others} lists of candidates hold no answer, or nothing else; nothing is learnt from them")
     return queries, answered

@@ -146,15 +146,13 @@ class Recommender:
         made: Recommender = LEARNING.load("adapted")(self, adapter, force=force).recommender
         return made
 
-    def adapt(
-        self, examples: Sequence[tuple[Query, Sequence[int]]], *, say: Say = quiet, **settings: Any
-    ) -> Recommender:
-        """Learn from questions with answers, places among their candidates; settings: tuning.settings.Settings.
+    def adapt(self, examples: Sequence[tuple[Query, Sequence[int]]], **settings: Any) -> Recommender:
+        """Learn from questions with answers, places among their candidates; settings: tuning.settings.Settings, `say`.
 
         This recommender stays as it is (but for the method "full"). What is learnt lives in memory; `fewrec tune` and
         few_shot.tune_task write it down.
         """
-        made: Recommender = LEARNING.load("adapt")(self, examples, say=say, **settings).recommender
+        made: Recommender = LEARNING.load("adapt")(self, examples, **settings).recommender
         return made
 
     def adapt_user(
