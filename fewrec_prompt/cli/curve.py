@@ -32,6 +32,7 @@ def curve(
     questions: Annotated[
         int, typer.Option(help="About how many of each person's latest things to ask, another one every pass.")
     ] = 1,
+    warm_up: Annotated[int, typer.Option(help="Passes over histories without answers, before.")] = 0,
     negatives: Annotated[str | None, typer.Option(help="What answers are learnt against; see fewrec tune.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
     prompt: Annotated[str | None, typer.Option(help="Template; by default the task's first calibrated row.")] = None,
@@ -55,7 +56,8 @@ def curve(
     found = Options(users=users, model=model).applied(tasks.load_task(task))
     folder = out or Path("curves") / found.name
     tuning: dict[str, Any] = {"epochs": epochs, "negatives": negatives, "held_out": held_out}
-    tuning |= {"questions": questions} if questions != 1 else {}  # studies from before it could be said go on
+    later = {"questions": (questions, 1), "warm_up": (warm_up, 0)}  # studies from before they could be said go on
+    tuning |= {name: value for name, (value, default) in later.items() if value != default}
     row = None if prompt is None else RowSettings(prompt=prompt)
     about: dict[str, Any] = {"row": row, "metrics": metric, "against": against, "settings": tuning}
     with resumable():

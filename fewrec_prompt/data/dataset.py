@@ -88,7 +88,7 @@ class Dataset:
     def at(self, positions: Iterable[int]) -> tuple[Interaction, ...]:
         """The interactions at these positions of the arrays."""
         return tuple(
-            Interaction(self.item(int(self.codes[i])), _known(self.ratings, i), _known(self.times, i))
+            Interaction(self.item(int(self.codes[i])), value_at(self.ratings, i), value_at(self.times, i))
             for i in positions
         )
 
@@ -181,5 +181,5 @@ def _frozen(values: npt.NDArray[T]) -> npt.NDArray[T]:
     return values
 
 
-def _known(values: Floats | None, position: int) -> float | None:
+def value_at(values: Floats | None, position: int) -> float | None:
     return None if values is None or np.isnan(values[position]) else float(values[position])

@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from fewrec_prompt.data.dataset import Codes, Dataset, Floats
-from fewrec_prompt.types import Fields, Item
+from fewrec_prompt.data.dataset import Codes, Dataset, Floats, value_at
+from fewrec_prompt.types import Fields, Interaction, Item
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +64,32 @@ class Training:
         return np.searchsorted(self.users, np.arange(len(self.user_ids) + 1)).astype(np.int64)
 
     @cached_property
+    def user_place(self) -> Mapping[str, int]:
+        """The position in `user_ids` of each user."""
+        return {user_id: place for place, user_id in enumerate(self.user_ids)}
+
+    def interactions(self, user_id: str) -> tuple[Interaction, ...]:
+        """What this user took in training, oldest first; nothing if the user is not there."""
+        if user_id not in self.user_place:
+            return ()
+        user = self.user_place[user_id]
+        return tuple(
+            Interaction(self.items[self.item_ids[self.codes[i]]], value_at(self.ratings, i), value_at(self.times, i))
+            for i in range(int(self.starts[user]), int(self.starts[user + 1]))
+        )
+
+    @cached_property
     def activity(self) -> Mapping[str, int]:
         """How many training interactions each user has."""
         return dict(zip(self.user_ids, np.diff(self.starts).tolist(), strict=True))
 
     def without(self, targets: Mapping[str, Collection[str]]) -> Training:
         """The same without the interactions of these users, who are under test, with these items (ids by user id)."""
-        user_place = {user_id: place for place, user_id in enumerate(self.user_ids)}
         pairs = [
-            user_place[user_id] * len(self.item_ids) + self.place[item_id]
+            self.user_place[user_id] * len(self.item_ids) + self.place[item_id]
             for user_id, item_ids in targets.items()
             for item_id in item_ids
-            if user_id in user_place and item_id in self.place
+            if user_id in self.user_place and item_id in self.place
         ]
         taken = self.users.astype(np.int64) * len(self.item_ids) + self.codes
         kept = self._kept(~np.isin(taken, np.array(pairs, dtype=np.int64)))

@@ -6,11 +6,9 @@ One task is a list of one. Which people they are is decided above; how often eac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fewrec_prompt.data.training import Training
 from fewrec_prompt.display import MAIN, main_metric
@@ -19,9 +17,9 @@ from fewrec_prompt.metrics import OF_SCORES, Shelf, UserScores, measure_all, par
 from fewrec_prompt.metrics.naming import is_own_name
 from fewrec_prompt.recommender import Recommender, check_trains
 from fewrec_prompt.tuning.examples import Example
+from fewrec_prompt.tuning.histories import Histories
 from fewrec_prompt.tuning.losses import LossName, best_scale, check_answers
 from fewrec_prompt.tuning.settings import NegativesName, Settings
-from fewrec_prompt.types import Query
 
 
 def metric_to_stop_by(names: Sequence[str]) -> str:
@@ -69,6 +67,10 @@ class Lesson:
             query = example.query
             check_answers(self.loss, len(query.candidates), len(example.relevant), query.user_id)
 
+    def histories(self, seed: int) -> Histories:
+        """What a warm-up models, in stretches as long as the longest prompt and its answer."""
+        return Histories(self.training, max(len(example.query.history) for example in self.examples), seed)
+
     def suited(self, recommender: Recommender, people: Sequence[Example]) -> tuple[float, float]:
         """(log of the scale that suits a recommender's scores best, its mean loss on these people at it, in nats)."""
         scores = [np.asarray(recommender.scores(recommender.answers(one.query))) for one in people]
@@ -110,11 +112,3 @@ def instruction(recommenders: Sequence[Recommender]) -> str:
         for one in recommenders
     )
     return "".join(dict.fromkeys(told))
-
-
-def next_title(recommender: Recommender, query: Query, rng: np.random.Generator) -> torch.Tensor:
-    """Mean loss of a token (nats) of one title of the history after those before it: which one, chance decides."""
-    cut = int(rng.integers(1, len(query.history))) if len(query.history) > 1 else 0
-    known = replace(query, history=query.history[:cut], candidates=(query.history[cut].item,))
-    rows: list[Any] = recommender.backend.logprobs(recommender.questions(known))
-    return -torch.cat([row for answer in rows for row in answer]).mean()

@@ -28,8 +28,9 @@ from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning import checkpoint
 from fewrec_prompt.tuning.examples import Example, parted, stepped_back
+from fewrec_prompt.tuning.histories import loss_of_titles, titles
 from fewrec_prompt.tuning.identity import Earlier, identity
-from fewrec_prompt.tuning.lessons import Lesson, instruction, next_title
+from fewrec_prompt.tuning.lessons import Lesson, instruction
 from fewrec_prompt.tuning.losses import LOSSES
 from fewrec_prompt.tuning.methods import Tensors, begin
 from fewrec_prompt.tuning.mixture import Draw, Mixture, shares
@@ -155,6 +156,7 @@ class _Training:
         self.plan = settings.passes
         self.identity = identity(settings, self.lessons, self.backend, self.earlier)
         self.negatives = [Negatives(lesson.negatives, lesson.training, settings.seed) for lesson in self.lessons]
+        self.histories = [lesson.histories(settings.seed) for lesson in self.lessons]
         before = None if self.earlier is not None else self._before(lesson.recommender for lesson in self.lessons)
         starts = [lesson.recommender for lesson in self.lessons]
         self.learner = begin(self.backend, settings, instruction=instruction(starts), n_steps=self.n_steps)
@@ -204,7 +206,7 @@ class _Training:
             batch = self._batch(draws, epoch, self.tuned)
             with self._dropout():
                 sums += self._step(batch, epoch) * len(batch)
-            n_tokens += sum(self.tuned[draw.task].work(example.query) for draw, example in batch)
+            n_tokens += sum(self._work(self.tuned[draw.task], example.query, epoch) for draw, example in batch)
         seconds = time.perf_counter() - begin_time
         self._note_pass(epoch, (sums / self.mixture.counts(epoch)).tolist(), seconds, n_tokens)
 
@@ -225,12 +227,14 @@ class _Training:
     def _batch(
         self, draws: Sequence[Draw], epoch: int, recommenders: Sequence[Recommender]
     ) -> list[tuple[Draw, Example]]:
-        """The people of one step, task by task, with the candidates of this time that they are drawn."""
+        """The people of one step, task by task, with the candidates or histories of this time that they are drawn."""
         found: list[tuple[Draw, Example]] = []
         for (task, turn), group in groupby(sorted(draws, key=_kind), _kind):
             own = list(group)
             people = [self.lessons[task].examples[draw.place] for draw in own]
-            if self.plan[epoch] == "answers":
+            if self.plan[epoch] == "histories":
+                people = self.histories[task](people, turn)
+            else:
                 people = self.negatives[task](people, turn, torch.no_grad()(recommenders[task].rank))
                 people = [stepped_back(one, self._back(draw)) for draw, one in zip(own, people, strict=True)]
             found += zip(own, people, strict=True)
@@ -268,14 +272,16 @@ class _Training:
     def _loss(self, draw: Draw, example: Example, epoch: int) -> torch.Tensor:
         asker = replace(self.tuned[draw.task], backend=Graded(self.learner.backend))  # type: ignore[arg-type]  # all of a Backend
         if self.plan[epoch] == "histories":
-            return self._of_a_title(asker, draw, example)
+            return loss_of_titles(asker, example.query)
         scores = asker.scores(asker.answers(example.query)).float()
         loss = LOSSES[self.lessons[draw.task].loss]
         return loss(scores * self.log_scales[draw.task].exp(), example.relevant)
 
-    def _of_a_title(self, asker: Recommender, draw: Draw, example: Example) -> torch.Tensor:
-        rng = rng_for(self.settings.seed, "cut", draw.turn, example.query.user_id)
-        return next_title(asker, example.query, rng)
+    def _work(self, recommender: Recommender, query: Query, epoch: int) -> int:
+        """Tokens that the model computes for one person of this pass."""
+        if self.plan[epoch] == "histories":
+            return recommender.backend.n_computed(titles(recommender, query))
+        return recommender.work(query)
 
     def _pull(self) -> torch.Tensor | float:
         """Towards the weights of the earlier round."""
@@ -327,7 +333,7 @@ class _Training:
     ) -> tuple[float, float]:
         """No scale, for no answer is looked at, and the loss of the titles that the first pass models."""
         asker = replace(recommender, backend=Graded(recommender.backend))  # type: ignore[arg-type]  # all of a Backend
-        return 0.0, float(np.mean([float(self._of_a_title(asker, draw, example)) for draw, example in asked]))
+        return 0.0, float(np.mean([float(loss_of_titles(asker, example.query)) for _, example in asked]))
 
     def _note_pass(self, epoch: int, losses: Sequence[float], seconds: float, n_tokens: int) -> None:
         mean = float(np.dot(losses, shares(self.mixture.sizes, self.mixture.temperature)))

@@ -89,13 +89,8 @@ class Negatives:
         return shares
 
     def _taken(self, example: Example) -> set[str]:
-        shown = {seen.item.id for seen in example.query.history}
-        training, person = self.training, example.query.person
-        if training is None or person not in training.activity:
-            return shown
-        place = training.user_ids.index(person)
-        begin, end = training.starts[place], training.starts[place + 1]
-        return shown | {training.item_ids[code] for code in training.codes[begin:end]}
+        known = () if self.training is None else self.training.interactions(example.query.person)
+        return {seen.item.id for seen in (*example.query.history, *known)}
 
 
 def _answers(example: Example) -> list[Item]:
