@@ -69,6 +69,13 @@ def test_shared_tokens_are_computed_once_and_last_tokens_not_at_all():
     assert planned.n_naive == 36
 
 
+def test_prompts_that_lie_in_one_another_are_one_tree_however_short_the_first_is():
+    chain = [sequence("abcdefghijklmnop"[:n], 1) for n in (3, 5, 7, 11, 16)]
+    planned = plan(chain)
+    assert len(planned.trees) == 1
+    assert planned.n_computed == 15, "the longest but its last token, which is only predicted"
+
+
 def test_prompts_that_share_little_do_not_share_a_pass():
     assert len(plan([sequence("abcdef?x", 1), sequence("abzzzz?x", 1)]).trees) == 2
     assert len(plan([sequence("abcdef?x", 1), sequence("abcdez?x", 1)]).trees) == 1

@@ -106,8 +106,9 @@ class Plan:
 def plan(sequences: Sequence[TokenSequence], max_tree: int = MAX_TREE, *, keep: bool = True) -> Plan:
     """Trees over the sequences, the same whatever order they come in.
 
-    Sequences share a tree if they share at least half of what stands before the continuation. Unless `keep` is false,
-    a beginning that others share, or that several trees of one family need, is kept between them.
+    A sequence shares a tree with the one before it, in the order of tokens, if they share at least half of what stands
+    before its continuation: so prompts that lie in one another, however short the first is, are one tree. Unless `keep`
+    is false, a beginning that others share, or that several trees of one family need, is kept between them.
     """
     families = _families(sequences)
     trees = [tree for family in families for tree in split(sequences, family, max_tree, keep=keep)]
@@ -120,7 +121,7 @@ def _families(sequences: Sequence[TokenSequence]) -> Iterator[list[int]]:
     family: list[int] = []
     for index in sorted(range(len(sequences)), key=lambda at: place(sequences[at])):
         sequence = sequences[index]
-        if family and 2 * shared_length(sequences[family[0]].ids, sequence.ids) < sequence.scored_from:
+        if family and 2 * shared_length(sequences[family[-1]].ids, sequence.ids) < sequence.scored_from:
             yield family
             family = []
         family.append(index)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fewrec_prompt.backends.local import LocalBackend
+from fewrec_prompt.data.training import Training
 from fewrec_prompt.tuning.adapters import asked_with
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.lessons import Lesson
@@ -40,7 +41,14 @@ def identity(settings: Settings, lessons: Sequence[Lesson], backend: LocalBacken
 
 def _content(lesson: Lesson) -> tuple[Any, ...]:
     people = [[*map(_question, some)] for some in (lesson.examples, lesson.held_out, lesson.earlier)]
-    return lesson.name, lesson.loss, lesson.negatives, lesson.metric, asked_with(lesson.recommender), people
+    known = None if lesson.training is None else _known(lesson.training)
+    return lesson.name, lesson.loss, lesson.negatives, lesson.metric, asked_with(lesson.recommender), people, known
+
+
+def _known(training: Training) -> str:
+    """sha256 of who took what, which negatives and whole histories are drawn from."""
+    ids = repr((training.user_ids, training.item_ids)).encode()
+    return sha256(ids + training.users.tobytes() + training.codes.tobytes()).hexdigest()
 
 
 def _question(example: Example) -> tuple[Any, ...]:

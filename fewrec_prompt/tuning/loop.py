@@ -359,7 +359,8 @@ class _Training:
             for name, loss in done.losses.items()
         ]
         apart = f" ({', '.join(each)})" if len(each) > 1 else ""
-        return f"{self.settings.method} pass {done.epoch}: loss {done.loss:.3f}{held}{apart}{speed}"
+        over = " over histories" if done.of == "histories" else ""
+        return f"{self.settings.method} pass {done.epoch}{over}: loss {done.loss:.3f}{held}{apart}{speed}"
 
     def _metrics(self) -> str:
         return ", ".join(dict.fromkeys(lesson.metric for lesson in self.lessons))
