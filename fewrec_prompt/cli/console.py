@@ -65,7 +65,8 @@ def _lines() -> Progress:
         if tenth > shown:
             shown = tenth
             left = (time.monotonic() - start) * (total - done) / done if done else 0.0
-            say(f"{10 * tenth:3d} %  {int(left) // 60}:{int(left) % 60:02d} left  {what}")
+            told = f"  {int(left) // 60}:{int(left) % 60:02d} left" if tenth else ""  # the first one pays for loading
+            say(f"{10 * tenth:3d} %{told}  {what}")
 
     return show
 
