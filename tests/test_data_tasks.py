@@ -1,9 +1,8 @@
-"""Data sets by name, frozen candidates, descriptions, and the tasks that ship: from a folder to numbers."""
+"""Data sets by name, frozen candidates, descriptions, protocols: from a folder to numbers."""
 
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from fewrec_prompt import artifacts, published, tasks
+from fewrec_prompt import artifacts, tasks
 from fewrec_prompt.cli import app
 from fewrec_prompt.data import audit, description, read_dataset
 from fewrec_prompt.data.parquet_files import note
 from fewrec_prompt.data.protocols import read_protocol
 from fewrec_prompt.data.registered import add, list_file, registered
 from fewrec_prompt.data.splits import Sizes, cut, queries_of
-from fewrec_prompt.errors import ArtifactError, DataError, FewrecError, TaskError
+from fewrec_prompt.errors import DataError, FewrecError, TaskError
 from fewrec_prompt.tasks import load_queries, load_task
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-EVAL = artifacts.shipped_folder("eval")
-SCENARIOS = {"amazon-office": "amazon-office", "lastfm": "lastfm-2k", "mind": "mind-mini"}
 TITLES = [
     "The Godfather (1972)",
     "Heat (1995)",
@@ -338,78 +335,6 @@ def test_describe_takes_a_folder_a_name_and_a_task(folder: Path) -> None:
     assert "tokens not counted" in text[1]
     with pytest.raises(DataError, match=r"filsm: no folder, data set or task of this name; .*Did you mean 'films'"):
         said("data", "describe", "filsm")
-
-
-# --- what ships ------------------------------------------------------------------------------------------------------
-
-
-def test_no_shipped_task_holds_a_path_outside_of_the_project() -> None:
-    for path in artifacts.names("eval").values():
-        for value in strings(tomllib.loads(path.read_text())):
-            assert not value.startswith(("/", "~", "..")), f"{path}: {value}"
-            assert "../" not in value, f"{path}: {value}"
-
-
-def strings(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [text for part in inner for text in strings(part)]
-
-
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_the_tasks_of_the_other_scenarios_run_on_real_excerpts(name: str) -> None:
-    folder = SHARED / SCENARIOS[name]
-    if not folder.is_dir():
-        pytest.skip(f"../shared/data/{SCENARIOS[name]} is not there")
-    add(SCENARIOS[name], folder)
-    task = load_task(EVAL / f"{name}.toml")
-
-    found = load_queries(task)
-
-    assert len(found.queries) == task.settings.data.users
-    assert {len(query.candidates) for query in found.queries} == {20}
-    assert not any(count for kind, count in found.problems.items() if kind != "history_repeats")
-    assert (found.problems["history_repeats"] > 0) == (name == "amazon-office")  # people buy things again
-    assert task.domain.singular in {"product", "artist", "article"}
-    for query in found.queries:
-        assert found.qrels[query.user_id] <= {item.id for item in query.candidates}
-        assert not {taken.item.id for taken in query.history} & {item.id for item in query.candidates}
-
-
-def test_published_rows_belong_to_tasks_that_ship_and_measure_the_same() -> None:
-    tables = published.read()
-    assert {table.protocol for table in tables} == {"LLMRank", "LlamaRec", "TALLRec", "NIR"}
-    for table in tables:
-        task = load_task(EVAL / f"{table.task}.toml")
-        assert all(set(row.metrics) <= set(task.settings.metrics) for row in table.rows)
-        assert "arXiv" in table.source
-        assert all(0 <= value <= 100 for row in table.rows for value in row.metrics.values())
-
-
-def test_published_rows_stand_beside_the_same_protocol_only() -> None:
-    task = load_task(EVAL / "llamarec-ml-latest-small.toml")
-    record = {"task": task.name, "split": "test", "settings": task.settings.model_dump(mode="json")}
-
-    shown = published.beside(record)
-    assert [row.name for row in shown[0].rows] == ["LRURec", "LlamaRec (Llama-2-7B)"]
-    assert any("HR@10 15.24" in line for line in published.lines(shown))
-    for change in ({"users": 100, "all_users": False}, {"core": 4}, {"sampler": "uniform"}, {"history": 10}):
-        data = record["settings"]["data"] | change
-        assert published.beside(record | {"settings": record["settings"] | {"data": data}}) == ()
-    assert (
-        published.beside(record | {"split": "selection"})
-        == published.beside(record | {"split": "candidate file"})
-        == ()
-    )
-    assert published.beside(record | {"task": "tiny"}) == ()
-
-
-def test_a_key_nobody_knows_in_the_published_file_is_an_error(tmp_path: Path) -> None:
-    file = tmp_path / "published.toml"
-    file.write_text((EVAL / "published.toml").read_text() + '\n[[tables]]\ntask = "x"\nprotcol = "y"\n')
-    with pytest.raises(ArtifactError, match=r"published\.toml:\d+: unknown key 'protcol'"):
-        artifacts.read_toml(file, published.Published)
 
 
 # --- protocols -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from _tiny import FILMS, TITLES, model, tokenizer
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.precision import NumericMode
 from fewrec_prompt.data.training import Training, from_pairs
+from fewrec_prompt.errors import RunError
+from fewrec_prompt.few_shot import shots_of
 from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.tasks import load_queries, load_task
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.histories import Histories, loss_of_titles, titles
 from fewrec_prompt.tuning.lessons import Lesson
@@ -61,12 +65,30 @@ def test_of_who_is_not_in_training_a_stretch_is_what_the_question_shows(known: T
     assert taken(drawn.query) == WHOLE[-2:]
 
 
-def test_no_stretch_holds_what_nobody_may_learn() -> None:
-    """Answers are taken out of training before anybody sees it."""
-    everything = from_pairs(ITEMS, [("u", item_id) for item_id in (*WHOLE, "i6")])
-    apart = everything.without({"u": {"i6"}})
-    drawn = [Histories(apart, 2, seed=1)([example()], turn)[0] for turn in range(1, 40)]
-    assert "i6" not in {item_id for one in drawn for item_id in taken(one.query)}
+def test_no_whole_history_holds_an_answer(ml_100k: Path) -> None:
+    """Neither of those who are learnt from nor of those who are tested, in the data as a task cuts it."""
+    task = load_task("movielens-100k")
+    learnt, test = shots_of(task, 256).queries, load_queries(task)
+    assert learnt.training is not None
+    for queries in (learnt, test):
+        for query in queries.queries:
+            known = {seen.item.id for seen in learnt.training.interactions(query.person)}
+            assert known >= {seen.item.id for seen in query.history}, "it is looked for in what the person took"
+            assert not known & queries.qrels[query.user_id]
+
+
+def test_a_stopped_training_does_not_go_on_with_other_histories(tmp_path: Path) -> None:
+    """What the questions show is the same; what was taken before that is not."""
+    asked = Settings(method="lora", rank=4, epochs=0, warm_up=2, held_out=0.0)
+
+    def stop(epoch: int, _value: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(recommender(), [example()], asked, training=training(), folder=tmp_path, watch=stop)
+    other = from_pairs(ITEMS, [("u", item_id) for item_id in ("i3", *WHOLE[1:])] + [("v", "i0")])
+    with pytest.raises(RunError, match="holds the training of other examples"):
+        tune(recommender(), [example()], asked, training=other, folder=tmp_path)
 
 
 @pytest.mark.parametrize("prompt", ["films-complete", "complete-chat"])

@@ -182,4 +182,5 @@ def _frozen(values: npt.NDArray[T]) -> npt.NDArray[T]:
 
 
 def value_at(values: Floats | None, position: int) -> float | None:
+    """The value at a position of an array such as `ratings`; None where it is unknown."""
     return None if values is None or np.isnan(values[position]) else float(values[position])
