@@ -20,7 +20,8 @@ from fewrec_prompt.tasks import load_queries, load_task
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.histories import Histories, loss_of_titles, titles
 from fewrec_prompt.tuning.lessons import Lesson
-from fewrec_prompt.tuning.loop import Graded, tune
+from fewrec_prompt.tuning.loop import tune
+from fewrec_prompt.tuning.passes import graded
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Interaction, Item, Query
 
@@ -95,8 +96,7 @@ def test_a_stopped_training_does_not_go_on_with_other_histories(tmp_path: Path) 
 def test_the_loss_is_that_of_the_titles_one_by_one(prompt: str) -> None:
     asker = recommender(prompt)
     (drawn,) = Histories(training(), 3, seed=0)([example()], 1)
-    graded = replace(asker, backend=Graded(asker.backend))  # type: ignore[arg-type]  # all of a Backend
-    found = float(loss_of_titles(graded, drawn.query).detach())
+    found = float(loss_of_titles(graded(asker), drawn.query).detach())
     rows = [row for question in titles(asker, drawn.query) for (row,) in asker.backend.logprobs([question])]
     assert len(rows) == 4
     n_tokens = sum(len(row) for row in rows)

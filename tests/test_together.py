@@ -26,6 +26,7 @@ from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.loop import tune, tune_together
 from fewrec_prompt.tuning.mixture import Mixture, shares
 from fewrec_prompt.tuning.outcome import Tuned
+from fewrec_prompt.tuning.passes import OverAnswers
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Domain
 
@@ -184,15 +185,13 @@ def test_answers_of_another_task_are_no_negatives() -> None:
     films, books = lessons()
     pair = [replace(films, negatives="in-batch"), replace(books, negatives="in-batch", examples=tuple(other))]
     how = settings("lora", epochs=1, batch=9)
-    from fewrec_prompt.tuning import loop
-
     with pytest.MonkeyPatch.context() as patch:
-        real = loop._Training._loss
+        real = OverAnswers.loss
         patch.setattr(
-            loop._Training,
-            "_loss",
-            lambda self, draw, one, epoch: (
-                asked.append({i.id[0] for i in one.query.candidates}) or real(self, draw, one, epoch)
+            OverAnswers,
+            "loss",
+            lambda self, asker, one, scale: (
+                asked.append({i.id[0] for i in one.query.candidates}) or real(self, asker, one, scale)
             ),
         )
         tune_together(pair, how)

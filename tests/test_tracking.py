@@ -18,8 +18,8 @@ from fewrec_prompt.cli import app
 from fewrec_prompt.errors import FewrecError, NumericError
 from fewrec_prompt.few_shot import tune_task
 from fewrec_prompt.tuning import lessons as measures
-from fewrec_prompt.tuning import loop
 from fewrec_prompt.tuning.loop import tune_together
+from fewrec_prompt.tuning.losses import LOSSES
 from fewrec_prompt.tuning.tracking import Tracking
 
 
@@ -85,7 +85,7 @@ def test_a_tracker_learns_numbers_and_settings_alone(task: tasks.Task, model: Pa
 
 
 def test_a_tracker_is_done_after_a_training_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loop.LOSSES, "listwise", lambda scores, relevant: scores.sum() * float("nan"))
+    monkeypatch.setitem(LOSSES, "listwise", lambda scores, relevant: scores.sum() * float("nan"))
     monkeypatch.setattr(measures, "best_scale", lambda *_: (0.0, 1.0))
     notes = Notes()
     with pytest.raises(NumericError):

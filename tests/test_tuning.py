@@ -20,7 +20,9 @@ from fewrec_prompt.errors import DataError, FewrecError, NumericError, RunError,
 from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.tuning import lessons, loop
 from fewrec_prompt.tuning.examples import Example, drawn, parted
-from fewrec_prompt.tuning.loop import Graded, tune
+from fewrec_prompt.tuning.loop import tune
+from fewrec_prompt.tuning.losses import LOSSES
+from fewrec_prompt.tuning.passes import graded
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Interaction, Item, Query
 
@@ -255,7 +257,7 @@ def test_a_training_of_something_else_is_not_gone_on_with(tmp_path: Path) -> Non
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_person(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loop.LOSSES, "listwise", lambda scores, relevant: scores.sum() * float("nan"))
+    monkeypatch.setitem(LOSSES, "listwise", lambda scores, relevant: scores.sum() * float("nan"))
     monkeypatch.setattr(lessons, "best_scale", lambda *_: (0.0, 1.0))
     with pytest.raises(NumericError, match=r"the loss of user 'u\d' in pass 1 is nan"):
         tune(recommender(), examples(), settings("lora"))
@@ -311,8 +313,8 @@ def test_gradients_of_the_packed_path_are_those_of_the_plain_path(method: str, c
     for layout in ("packed", "plain"):
         learner.backend.engine.layout = layout
         learner.place()
-        asker = replace(start, backend=Graded(learner.backend))
-        loss = loop.LOSSES["listwise"](asker.scores(asker.answers(examples()[0].query)).float(), (1,))
+        asker = graded(replace(start, backend=learner.backend))
+        loss = LOSSES["listwise"](asker.scores(asker.answers(examples()[0].query)).float(), (1,))
         found[layout] = torch.autograd.grad(loss, list(learner.parameters().values()))
     steepest = max(float(plain.abs().max()) for plain in found["plain"])
     for packed, plain in zip(found["packed"], found["plain"], strict=True):

@@ -1,8 +1,8 @@
 """The one training loop: questions of the recommender, scores of the recommender, a loss over them, a step.
 
-What a task brings stands in lessons.py, how often it is drawn in mixture.py, what may be trained in methods.py, what is
-minimised in losses.py, what an answer is learnt against in negatives.py. Any number of processes share a step's people
-and add up their gradients (accelerate).
+What a task brings stands in lessons.py, how often it is drawn in mixture.py, what a pass is over and makes small in
+passes.py, what may be trained in methods.py. Any number of processes share a step's people and add up their gradients
+(accelerate).
 """
 
 from __future__ import annotations
@@ -27,18 +27,16 @@ from fewrec_prompt.errors import DataError, NumericError, RunError
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning import checkpoint
-from fewrec_prompt.tuning.examples import Example, parted, stepped_back
-from fewrec_prompt.tuning.histories import loss_of_titles, titles
+from fewrec_prompt.tuning.examples import Example, parted
 from fewrec_prompt.tuning.identity import Earlier, identity
 from fewrec_prompt.tuning.lessons import Lesson, instruction
-from fewrec_prompt.tuning.losses import LOSSES
 from fewrec_prompt.tuning.methods import Tensors, begin
 from fewrec_prompt.tuning.mixture import Draw, Mixture, shares
-from fewrec_prompt.tuning.negatives import Negatives
 from fewrec_prompt.tuning.outcome import Pass, Tuned
+from fewrec_prompt.tuning.passes import Kind, kinds_of
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.tuning.tracking import Tracking, numbers_of
-from fewrec_prompt.types import Query, Question, TokenLogprobs
+from fewrec_prompt.types import Query
 
 T = TypeVar("T")
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
@@ -46,19 +44,6 @@ LARGEST_GRADIENT = 1.0  # norm; steeper ones are cut
 TEMPERATURE_RATE = 0.02  # learning rate of the scores' scale
 Watch: TypeAlias = Callable[[int, float], None]
 """Called after each pass with its number and the metric of those held out; may raise to stop."""
-
-
-@dataclass(frozen=True, slots=True)
-class Graded:
-    """A backend whose answers carry gradients: what a recommender makes of them does, too."""
-
-    backend: LocalBackend
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.backend, name)
-
-    def logprobs(self, questions: Sequence[Question]) -> list[TokenLogprobs]:
-        return self.backend.logprobs(questions, grad=True)
 
 
 def tune(
@@ -155,8 +140,7 @@ class _Training:
         self.n_batches, self.n_steps = settings.n_batches(sum(sizes)), settings.n_steps(sum(sizes))
         self.plan = settings.passes
         self.identity = identity(settings, self.lessons, self.backend, self.earlier)
-        self.negatives = [Negatives(lesson.negatives, lesson.training, settings.seed) for lesson in self.lessons]
-        self.histories = [lesson.histories(settings.seed) for lesson in self.lessons]
+        self.kinds = [kinds_of(lesson, settings) for lesson in self.lessons]
         before = None if self.earlier is not None else self._before(lesson.recommender for lesson in self.lessons)
         starts = [lesson.recommender for lesson in self.lessons]
         self.learner = begin(self.backend, settings, instruction=instruction(starts), n_steps=self.n_steps)
@@ -206,7 +190,7 @@ class _Training:
             batch = self._batch(draws, epoch, self.tuned)
             with self._dropout():
                 sums += self._step(batch, epoch) * len(batch)
-            n_tokens += sum(self._work(self.tuned[draw.task], example.query, epoch) for draw, example in batch)
+            n_tokens += sum(self._kind(draw, epoch).n_tokens(self.tuned[draw.task], one) for draw, one in batch)
         seconds = time.perf_counter() - begin_time
         self._note_pass(epoch, (sums / self.mixture.counts(epoch)).tolist(), seconds, n_tokens)
 
@@ -229,20 +213,14 @@ class _Training:
     ) -> list[tuple[Draw, Example]]:
         """The people of one step, task by task, with the candidates or histories of this time that they are drawn."""
         found: list[tuple[Draw, Example]] = []
-        for (task, turn), group in groupby(sorted(draws, key=_kind), _kind):
+        for (task, turn), group in groupby(sorted(draws, key=_time), _time):
             own = list(group)
-            people = [self.lessons[task].examples[draw.place] for draw in own]
-            if self.plan[epoch] == "histories":
-                people = self.histories[task](people, turn)
-            else:
-                people = self.negatives[task](people, turn, torch.no_grad()(recommenders[task].rank))
-                people = [stepped_back(one, self._back(draw)) for draw, one in zip(own, people, strict=True)]
-            found += zip(own, people, strict=True)
+            found += zip(own, self._kind(own[0], epoch).ask(own, turn, recommenders[task]), strict=True)
         return found
 
-    def _back(self, draw: Draw) -> int:
-        """How many things before the answer this draw asks about: another one every turn, all of them in every turn."""
-        return (draw.place + draw.turn) % self.settings.questions
+    def _kind(self, draw: Draw, epoch: int) -> Kind:
+        """What a pass asks of this draw's task."""
+        return self.kinds[draw.task][self.plan[epoch]]
 
     def _step(self, batch: Sequence[tuple[Draw, Example]], epoch: int) -> np.ndarray:
         """One change of the weights; what each task adds to the mean loss of the batch before it, (n_tasks,)."""
@@ -250,7 +228,8 @@ class _Training:
         totals = np.zeros(len(self.lessons))
         for draw, example in mine:
             self.learner.place()
-            loss = self._loss(draw, example, epoch) / len(batch)
+            kind = self._kind(draw, epoch)
+            loss = kind.loss(self.tuned[draw.task], example, self.log_scales[draw.task]) / len(batch)
             if not bool(torch.isfinite(loss)):
                 raise NumericError(
                     f"the loss of user {example.query.user_id!r} in pass {epoch} is {float(loss)}; "
@@ -268,20 +247,6 @@ class _Training:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self._summed(totals)
-
-    def _loss(self, draw: Draw, example: Example, epoch: int) -> torch.Tensor:
-        asker = replace(self.tuned[draw.task], backend=Graded(self.learner.backend))  # type: ignore[arg-type]  # all of a Backend
-        if self.plan[epoch] == "histories":
-            return loss_of_titles(asker, example.query)
-        scores = asker.scores(asker.answers(example.query)).float()
-        loss = LOSSES[self.lessons[draw.task].loss]
-        return loss(scores * self.log_scales[draw.task].exp(), example.relevant)
-
-    def _work(self, recommender: Recommender, query: Query, epoch: int) -> int:
-        """Tokens that the model computes for one person of this pass."""
-        if self.plan[epoch] == "histories":
-            return recommender.backend.n_computed(titles(recommender, query))
-        return recommender.work(query)
 
     def _pull(self) -> torch.Tensor | float:
         """Towards the weights of the earlier round."""
@@ -318,22 +283,14 @@ class _Training:
         The questions are those of the first pass of those that count, so that the losses of both can be compared.
         """
         asking, epoch = tuple(recommenders), self.plan.index(self.settings.goal)
-        asked: list[list[tuple[Draw, Example]]] = [[] for _ in self.lessons]
+        asked: list[list[Example]] = [[] for _ in self.lessons]
         with torch.no_grad():
             for draws in self._steps(epoch):
                 for draw, example in self._batch(draws, epoch, asking):
-                    asked[draw.task].append((draw, example))
-            suit = self._titles_before if self.settings.goal == "histories" else _suited
-            pairs = zip(self.lessons, asking, asked, strict=True)
-            found = [suit(lesson, one, own) for lesson, one, own in pairs]
+                    asked[draw.task].append(example)
+            begun = zip(self.kinds, asking, asked, strict=True)
+            found = [kinds[self.settings.goal].before(one, own) for kinds, one, own in begun]
         return [log_scale for log_scale, _ in found], [loss for _, loss in found]
-
-    def _titles_before(
-        self, _lesson: Lesson, recommender: Recommender, asked: Sequence[tuple[Draw, Example]]
-    ) -> tuple[float, float]:
-        """No scale, for no answer is looked at, and the loss of the titles that the first pass models."""
-        asker = replace(recommender, backend=Graded(recommender.backend))  # type: ignore[arg-type]  # all of a Backend
-        return 0.0, float(np.mean([float(loss_of_titles(asker, example.query)) for _, example in asked]))
 
     def _note_pass(self, epoch: int, losses: Sequence[float], seconds: float, n_tokens: int) -> None:
         mean = float(np.dot(losses, shares(self.mixture.sizes, self.mixture.temperature)))
@@ -442,9 +399,5 @@ def _rate(step: int, *, n_steps: int) -> float:
     return (step + 1) / rising if step < rising else max(0.0, (n_steps - step) / max(1, n_steps - rising))
 
 
-def _kind(draw: Draw) -> tuple[int, int]:
+def _time(draw: Draw) -> tuple[int, int]:
     return draw.task, draw.turn
-
-
-def _suited(lesson: Lesson, recommender: Recommender, asked: Sequence[tuple[Draw, Example]]) -> tuple[float, float]:
-    return lesson.suited(recommender, [example for _, example in asked] or lesson.examples)

@@ -1,0 +1,122 @@
+"""The two kinds of pass that a training makes: over answers, or over what people took before them (a warm-up).
+
+A kind says of one task what is asked of the people of a step, the loss of one of them, how many tokens that takes, and
+where the loss stood before anything was learnt. The loop knows no more of either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from fewrec_prompt.backends.local import LocalBackend
+from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.tuning.examples import Example, stepped_back
+from fewrec_prompt.tuning.histories import Histories, loss_of_titles, titles
+from fewrec_prompt.tuning.lessons import Lesson
+from fewrec_prompt.tuning.losses import LOSSES
+from fewrec_prompt.tuning.mixture import Draw
+from fewrec_prompt.tuning.negatives import Negatives
+from fewrec_prompt.tuning.settings import PassName, Settings
+from fewrec_prompt.types import Question, TokenLogprobs
+
+
+class Kind(Protocol):
+    """What passes over one task are of."""
+
+    def ask(self, draws: Sequence[Draw], turn: int, recommender: Recommender) -> list[Example]:
+        """A question for each draw of one turn; `recommender` is the model as it is now."""
+
+    def loss(self, recommender: Recommender, example: Example, log_scale: torch.Tensor) -> torch.Tensor:
+        """Of one question, in nats, with gradients; scores are multiplied by the scale."""
+
+    def n_tokens(self, recommender: Recommender, example: Example) -> int:
+        """That the model computes for one question."""
+
+    def before(self, recommender: Recommender, examples: Sequence[Example]) -> tuple[float, float]:
+        """(log of the scale that scores begin with, mean loss at it) of a recommender that has learnt nothing yet."""
+
+
+@dataclass(frozen=True)
+class OverAnswers:
+    """What each person took, among candidates: the task's own questions."""
+
+    lesson: Lesson
+    settings: Settings
+
+    @cached_property
+    def negatives(self) -> Negatives:
+        return Negatives(self.lesson.negatives, self.lesson.training, self.settings.seed)
+
+    def ask(self, draws: Sequence[Draw], turn: int, recommender: Recommender) -> list[Example]:
+        people = [self.lesson.examples[draw.place] for draw in draws]
+        people = self.negatives(people, turn, torch.no_grad()(recommender.rank))
+        return [stepped_back(one, self._back(draw)) for draw, one in zip(draws, people, strict=True)]
+
+    def _back(self, draw: Draw) -> int:
+        """How many things before the answer this draw asks about: another one every turn, all of them in every turn."""
+        return (draw.place + draw.turn) % self.settings.questions
+
+    def loss(self, recommender: Recommender, example: Example, log_scale: torch.Tensor) -> torch.Tensor:
+        asker = graded(recommender)
+        scores = asker.scores(asker.answers(example.query)).float()
+        return LOSSES[self.lesson.loss](scores * log_scale.exp(), example.relevant)
+
+    def n_tokens(self, recommender: Recommender, example: Example) -> int:
+        return recommender.work(example.query)
+
+    def before(self, recommender: Recommender, examples: Sequence[Example]) -> tuple[float, float]:
+        return self.lesson.suited(recommender, examples or self.lesson.examples)
+
+
+@dataclass(frozen=True)
+class OverHistories:
+    """Stretches of each person's history, title by title: no answer is looked at, so scores have no scale."""
+
+    lesson: Lesson
+    settings: Settings
+
+    @cached_property
+    def histories(self) -> Histories:
+        return self.lesson.histories(self.settings.seed)
+
+    def ask(self, draws: Sequence[Draw], turn: int, _recommender: Recommender) -> list[Example]:
+        return self.histories([self.lesson.examples[draw.place] for draw in draws], turn)
+
+    def loss(self, recommender: Recommender, example: Example, _log_scale: torch.Tensor) -> torch.Tensor:
+        return loss_of_titles(graded(recommender), example.query)
+
+    def n_tokens(self, recommender: Recommender, example: Example) -> int:
+        return recommender.backend.n_computed(titles(recommender, example.query))
+
+    def before(self, recommender: Recommender, examples: Sequence[Example]) -> tuple[float, float]:
+        asker = graded(recommender)
+        return 0.0, float(np.mean([float(loss_of_titles(asker, example.query)) for example in examples]))
+
+
+def kinds_of(lesson: Lesson, settings: Settings) -> Mapping[PassName, Kind]:
+    """The kinds of pass over a task, by what the settings call them."""
+    return {"answers": OverAnswers(lesson, settings), "histories": OverHistories(lesson, settings)}
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """A backend whose answers carry gradients: what a recommender makes of them does, too."""
+
+    backend: LocalBackend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def logprobs(self, questions: Sequence[Question]) -> list[TokenLogprobs]:
+        return self.backend.logprobs(questions, grad=True)
+
+
+def graded(recommender: Recommender) -> Recommender:
+    """The recommender over a backend that runs here, with answers that carry gradients."""
+    return replace(recommender, backend=Graded(recommender.backend))  # type: ignore[arg-type]  # all of a Backend
