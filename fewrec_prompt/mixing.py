@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import mixed
 from fewrec_prompt.tuning.adapters import learnt_from, method_of
+from fewrec_prompt.tuning.effects import effects_without, item_effects, labels_of
 from fewrec_prompt.tuning.features import prior_of
 from fewrec_prompt.tuning.mix import Mix, fit
 from fewrec_prompt.tuning.settings import CLASSIFIERS
@@ -85,12 +87,20 @@ def fit_mix(
 ) -> Mix:
     """The weights of these rows, by name, from what each of them was answered for each of the people.
 
-    The first row is where the weights begin. Raises DataError as `fit` does.
+    The first row is where the weights begin. Likes and dislikes say something of items, too: each person's are left out
+    of the effects that the own labels are weighed by. Raises DataError as `fit` does.
     """
     likes = found.loss == "binary"
-    people = zip(found.learnt, answers, strict=True)
-    logged = [mixed.all_features(rows, one.query, own, popularity, history=likes) for one, own in people]
-    return fit(found.learnt, logged, prior_of(*next(iter(rows.items()))))
+    labels = labels_of(found.learnt) if likes else {}
+    heard = cache(partial(effects_without, labels))
+    logged = [
+        mixed.all_features(
+            rows, one.query, own, popularity, history=likes, effects=heard(one.query.person) if likes else None
+        )
+        for one, own in zip(found.learnt, answers, strict=True)
+    ]
+    made = fit(found.learnt, logged, prior_of(*next(iter(rows.items()))))
+    return replace(made, effects=item_effects(labels)) if likes else made
 
 
 def _check_scored(rows: Sequence[RowSettings]) -> None:

@@ -24,13 +24,15 @@ from fewrec_prompt.data.registered import add
 from fewrec_prompt.data.training import from_pairs
 from fewrec_prompt.errors import DataError, FewrecError, RunError
 from fewrec_prompt.evaluation import Options, evaluate
-from fewrec_prompt.few_shot import check_apart, shots_of, tune_task
+from fewrec_prompt.few_shot import check_apart, recommender_of, shots_of, tune_task
 from fewrec_prompt.metrics import Shelf, UserScores, measure_run
+from fewrec_prompt.mixing import tune_mix
 from fewrec_prompt.rendering import Render
 from fewrec_prompt.significance import Bootstrapped
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.mix import fit
+from fewrec_prompt.tuning.mixed import MixRecommender
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Interaction, Item, Query
 
@@ -275,6 +277,28 @@ def test_a_curve_over_rows_has_the_shortcut_and_both_metrics(
     assert "<svg" in (tmp_path / "out" / "curve.html").read_text()
     with pytest.raises(FewrecError, match="no row 'popularity' to compare with"):
         curve(task_of(model), methods, [4], 1, tmp_path / "out", metrics=BOTH, against="popularity", backend=backend)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_mix_of_rows_keeps_what_others_liked_and_ranks_the_same_from_its_folder(model: Path, tmp_path: Path) -> None:
+    task, backend, out = task_of(model), causal.load(str(model), Numerics("fp32", "cpu")), tmp_path / "mix"
+    made = tune_mix(task, 8, out, backend=backend)
+    assert made.names[-2:] == ("history rating", "item effect")
+    assert set(made.effects) == {str(n) for n in range(7)}
+    run = evaluate(Options(adapters=(out,)).applied(task), out=tmp_path / "run", backend=backend)
+    found = {
+        (one["user_id"], one["item_id"]): one["score"]
+        for one in pq.read_table(run.folder / "rankings.parquet").to_pylist()
+        if one["row"].endswith(" mix mix")
+    }
+    rows = {"films-judge-tallrec": recommender_of(task, task.settings.rows[0], backend)}
+    ranker = MixRecommender(rows, made)
+    expected = {}
+    for query in tasks.load_queries(task).queries:
+        ranking = ranker.rank(query)
+        expected |= {(query.user_id, ranking.item_ids[0]): ranking.scores[0]}
+    assert len(expected) == 9
+    assert found == pytest.approx(expected, abs=1e-9)
 
 
 # --- people that a file names

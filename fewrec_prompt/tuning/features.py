@@ -7,6 +7,7 @@
 | ROW score | any other row | its verbalizer's: nats, or stars |
 | ROW twin | a row with a calibration | what the row scores without the history |
 | history rating | questions of one candidate | the mean rating of the history; of likes and dislikes the share liked |
+| item effect | the same | how much more than other things those learnt from liked it, a share (effects.py) |
 | popularity | the training part, where it is allowed | log(1 + interactions) |
 
 ROW is what the table calls the row.
@@ -22,7 +23,7 @@ from fewrec_prompt.recommender import Answers, Recommender
 from fewrec_prompt.tuning.mix import Floats
 from fewrec_prompt.types import Query
 
-POPULARITY, HISTORY = "popularity", "history rating"
+POPULARITY, HISTORY, EFFECT = "popularity", "history rating", "item effect"
 
 
 def features_of(row: str, recommender: Recommender, answers: Answers) -> dict[str, Floats]:
@@ -54,6 +55,11 @@ def prior_of(row: str, recommender: Recommender) -> dict[str, float]:
 def history_of(query: Query) -> dict[str, Floats]:
     """How much of the history was liked, the same for all candidates: it counts where questions are compared."""
     return {HISTORY: np.full(len(query.candidates), query.mean_rating or 0.0)}
+
+
+def effect_of(query: Query, effects: Mapping[str, float]) -> dict[str, Floats]:
+    """How much others liked each candidate; 0 for what none of them judged."""
+    return {EFFECT: np.array([effects.get(item.id, 0.0) for item in query.candidates])}
 
 
 def popularity_of(query: Query, counts: Mapping[str, int]) -> dict[str, Floats]:

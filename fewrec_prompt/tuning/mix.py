@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -43,6 +43,7 @@ class Mix:
     loss: float  # nats a person, each left out in turn
     prior_loss: float  # the same of the prior
     n_users: int
+    effects: Mapping[str, float] = field(default_factory=dict)  # of items, where they are a feature
 
     def scores(self, features: Features) -> Floats:
         """Scores (n_candidates,). Raises DataError for features that are not those it was fitted on."""

@@ -12,7 +12,7 @@ import torch
 from fewrec_prompt.errors import AdapterError
 from fewrec_prompt.recommender import Answers, Recommender
 from fewrec_prompt.tuning import adapters
-from fewrec_prompt.tuning.features import HISTORY, features_of, history_of, popularity_of
+from fewrec_prompt.tuning.features import EFFECT, HISTORY, effect_of, features_of, history_of, popularity_of
 from fewrec_prompt.tuning.mix import Features, Floats, Mix
 from fewrec_prompt.types import Query, Ranking
 
@@ -38,7 +38,11 @@ class MixRecommender:
 
     def scores(self, query: Query, answers: Sequence[Answers]) -> Floats:
         """Scores (n_candidates,) from what each row was answered."""
-        return self.mix.scores(all_features(self.rows, query, answers, self.counts, history=HISTORY in self.mix.names))
+        names = self.mix.names
+        effects = self.mix.effects if EFFECT in names else None
+        return self.mix.scores(
+            all_features(self.rows, query, answers, self.counts, history=HISTORY in names, effects=effects)
+        )
 
 
 def all_features(
@@ -48,12 +52,15 @@ def all_features(
     counts: Mapping[str, int] | None = None,
     *,
     history: bool = False,
+    effects: Mapping[str, float] | None = None,
 ) -> Features:
-    """The features of a query that several rows were asked; with counts popularity, too, and what the history says."""
+    """The features of a query that several rows were asked; with counts popularity, too, with effects those of items,
+    and what the history says."""
     found: dict[str, Floats] = {}
     for (name, row), own in zip(rows.items(), answers, strict=True):
         found |= features_of(name, row, own)
     found |= history_of(query) if history else {}
+    found |= effect_of(query, effects) if effects is not None else {}
     return found | (popularity_of(query, counts) if counts is not None else {})
 
 

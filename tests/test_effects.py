@@ -1,0 +1,103 @@
+"""What others made of an item: worked out by hand, never with the own label, and a weight that labels speak for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fewrec_prompt.data.queries import QuerySet
+from fewrec_prompt.few_shot import Shots
+from fewrec_prompt.mixing import fit_mix
+from fewrec_prompt.recommender import Answers, Recommender
+from fewrec_prompt.tuning import mixed
+from fewrec_prompt.tuning.effects import SHRINKAGE, effects_without, item_effects, labels_of
+from fewrec_prompt.tuning.examples import Example
+from fewrec_prompt.tuning.features import EFFECT, HISTORY
+from fewrec_prompt.types import Interaction, Item, Query
+
+FILMS = {name: Item(name, name.title()) for name in ("heat", "up", "brat", "ronin")}
+
+
+def example(person: str, rated: dict[str, float | None], asked: str, liked: bool) -> Example:
+    history = tuple(Interaction(FILMS[name], rating) for name, rating in rated.items())
+    return Example(Query(person, history, (FILMS[asked],)), (0,) if liked else ())
+
+
+def test_labels_are_of_histories_and_answers_and_of_a_persons_rows_together() -> None:
+    rows = [
+        example("a", {"heat": 5.0, "up": 3.5}, "brat", True),
+        example("a#2", {"brat": 4.0, "up": None}, "ronin", False),
+    ]
+    assert labels_of(rows) == {"a": {"heat": True, "up": False, "brat": True, "ronin": False}}
+
+
+def test_effects_worked_out_by_hand() -> None:
+    """a likes 2 of 2 and b 0 of 1, so 2/3 of all is liked; means are drawn to that by five labels, effects to 0."""
+    found = item_effects({"a": {"heat": True, "up": True}, "b": {"heat": False}})
+    of_a, of_b = (2 + 5 * 2 / 3) / 7, (0 + 5 * 2 / 3) / 6
+    assert SHRINKAGE == 5
+    assert found == pytest.approx({"heat": ((1 - of_a) + (0 - of_b)) / 7, "up": (1 - of_a) / 6})
+    assert item_effects({}) == {}
+
+
+def test_whoever_likes_everything_says_nothing_of_an_item() -> None:
+    """The person's own mean is taken out: an item is not good because those who like much judged it."""
+    easy = {f"easy {n}": {"heat": True, "brat": True} for n in range(50)}
+    hard = {f"hard {n}": {"up": False, "brat": False} for n in range(50)}
+    found = item_effects(easy | hard)
+    assert found["heat"] > 0 > found["up"], "two labels a person do not say all of the mean"
+    many = {
+        name: own | {f"{n} more": next(iter(own.values())) for n in range(500)} for name, own in (easy | hard).items()
+    }
+    assert abs(item_effects(many)["heat"]) < found["heat"] / 20
+
+
+def shots() -> Shots:
+    """Forty people: each liked one of two films that they know, and heat whoever is asked about it, up nobody."""
+    rows = []
+    for n in range(40):
+        known: dict[str, float | None] = {"brat": 5.0 if n % 2 else 1.0, "ronin": 1.0 if n % 2 else 5.0}
+        asked = "heat" if n % 4 < 2 else "up"
+        rows.append(example(f"u{n}", known, asked, asked == "heat"))
+    return Shots(tuple(rows), (), QuerySet((), {}, {}, {}, {}))
+
+
+@pytest.fixture
+def row(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recommender]:
+    """A row that scores everything alike: what a mix over it learns it has from labels."""
+    monkeypatch.setattr(mixed, "features_of", lambda name, *_: {f"{name} score": np.zeros(1)})
+    monkeypatch.setattr("fewrec_prompt.mixing.prior_of", lambda name, _: {f"{name} score": 1.0})
+    return {"row": None}  # type: ignore[dict-item]
+
+
+def test_an_own_label_is_never_among_what_it_is_foretold_from(
+    row: dict[str, Recommender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turning one person's label round changes the features of all others, and none of this person's own."""
+    seen: list[list[float]] = []
+    monkeypatch.setattr(
+        "fewrec_prompt.mixing.fit", lambda _, logged, __: seen.append([float(one[EFFECT][0]) for one in logged])
+    )
+    monkeypatch.setattr("fewrec_prompt.mixing.replace", lambda made, **_: made)
+    found, answers = shots(), [[None]] * 40
+    turned = (example("u0", {"brat": 1.0, "ronin": 5.0}, "heat", liked=False), *found.learnt[1:])
+    for learnt in (found.learnt, turned):
+        fit_mix(Shots(learnt, (), found.queries), row, answers)  # type: ignore[arg-type]
+    before, after = seen
+    assert before[0] == after[0] != 0
+    asked_heat = [n for n in range(1, 40) if n % 4 < 2]
+    assert all(before[n] > after[n] for n in asked_heat)
+    assert before[0] == effects_without(labels_of(found.learnt), "u0")["heat"]
+
+
+def test_a_mix_learns_what_others_liked_and_ranks_strangers_by_it(row: dict[str, Recommender]) -> None:
+    made = fit_mix(shots(), row, [[None]] * 40)  # type: ignore[list-item]
+    assert made.names == ("row score", HISTORY, EFFECT)
+    assert made.weights[2] > 0
+    assert set(made.effects) == set(FILMS)
+    scores = {}
+    answers: list[Answers] = [None]  # type: ignore[list-item]
+    for name in ("heat", "up", "unknown"):
+        asked = Query("stranger", (), (FILMS.get(name, Item(name, name)),))
+        (scores[name],) = mixed.MixRecommender(row, made).scores(asked, answers)
+    assert scores["heat"] > scores["unknown"] > scores["up"]
