@@ -55,7 +55,7 @@ from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning.ahead import check_ahead
 from fewrec_prompt.tuning.mixed import MixRecommender
 from fewrec_prompt.tuning.negatives import Negatives
-from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings
+from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings, unread
 from fewrec_prompt.types import Query, Question, Ranking, TokenLogprobs
 
 TABLE, PICTURE = "curve.json", "curve.html"
@@ -185,13 +185,15 @@ def curve(
         raise FewrecError(f"there is no row {against!r} to compare with; {did_you_mean(against, still)}")
     if not shots or seeds < 1:
         raise FewrecError("a curve needs a number of people and a seed at least")
-    row = row or default_row(task)
+    settings, row = dict(settings or {}), row or default_row(task)
+    if not (out / STUDY).is_file():  # where one goes on, its settings are for all of its methods, named now or before
+        _check_read(methods, settings)
     if set(methods) & set(CLASSIFIERS):
         check_row(row)
     with ExitStack() as stack:
         cache = stack.enter_context(score_cache(say))
         backend = backend or load_backend(task, numerics, say)
-        study = Study(task, row, backend, tuple(metrics), out, cache, dict(settings or {}), say)
+        study = Study(task, row, backend, tuple(metrics), out, cache, settings, say)
         wanted = [(name, 0, 0) for name in still]
         wanted += [(name, n, seed) for n in shots for seed in range(seeds) for name in methods if name not in still]
         wanted = list(dict.fromkeys(wanted))
@@ -213,6 +215,16 @@ def check_methods(methods: Sequence[str]) -> None:
     for name in methods:
         if name not in known:
             raise FewrecError(f"unknown method {name!r}; {did_you_mean(name, known)}")
+
+
+def _check_read(methods: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Raises FewrecError for a setting that none of the methods reads."""
+    for name in unread(ZERO, settings):
+        if all(name in unread(method, settings) for method in methods):
+            called = name.replace("_", "-")
+            raise FewrecError(
+                f"none of {', '.join(methods)} makes use of {called}; leave {called} out, or name a method that does"
+            )
 
 
 def _claim(study: Study) -> None:

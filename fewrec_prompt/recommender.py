@@ -356,7 +356,7 @@ class Recommender:
 
 def label_mass(rows: TokenLogprobs) -> float:
     """Probability that the model answers with any of these label words."""
-    return float(sum(np.exp(float(row.sum())) for row in rows))  # of torch rows with gradients, too
+    return float(sum(np.exp(row.sum().item()) for row in rows))  # of torch rows with gradients, too
 
 
 def check_kinds(template: Template, verbalizer: Verbalizer) -> None:

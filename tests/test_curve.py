@@ -71,7 +71,16 @@ def test_a_cell_costs_the_same_whoever_asked_first(task: tasks.Task, model: Path
 @pytest.mark.usefixtures("clock")
 def test_a_classifier_costs_what_its_states_cost(task: tasks.Task, model: Path, tmp_path: Path) -> None:
     row = RowSettings(prompt="judge")
-    curve(task, [ZERO, "prototypes"], [4], 1, tmp_path / "out", row=row, settings=ONCE, backend=backend(model))
+    curve(
+        task,
+        [ZERO, "prototypes"],
+        [4],
+        1,
+        tmp_path / "out",
+        row=row,
+        settings={"held_out": 0.0},
+        backend=backend(model),
+    )
     assert cost(tmp_path / "out") == {ZERO: 1000, "prototypes-4-0": 1000}
 
 
@@ -103,6 +112,19 @@ def test_what_would_stop_a_later_cell_stops_the_study_before_the_first(
     with pytest.raises(error, match=says):
         curve(task, [ZERO, *methods], shots, 1, tmp_path / "out", row=PMI, settings=how, backend=base)
     assert not (tmp_path / "out").exists(), "other settings may still be given"
+
+
+def test_a_setting_that_no_method_reads_is_refused_by_name(task: tasks.Task, model: Path, tmp_path: Path) -> None:
+    """But not in a study that goes on: there it is what the others were told."""
+    how: dict[str, Any] = {"row": PMI, "settings": ONCE | {"warm_up": 1}, "backend": backend(model)}
+    with pytest.raises(FewrecError, match=r"none of zero, demos, mix makes use of epochs; leave epochs out"):
+        curve(task, [ZERO, "demos", "mix"], [2], 1, tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(FewrecError, match=r"none of zero, head makes use of warm-up"):
+        curve(task, [ZERO, "head"], [2], 1, tmp_path / "out", **how)
+    curve(task, [ZERO, "mix", "lora"], [2], 1, tmp_path / "out", **how)
+    curve(task, [ZERO, "mix"], [3], 1, tmp_path / "out", **how)
+    assert {"mix-2-0", "mix-3-0", "lora-2-0"} <= {path.stem for path in (tmp_path / "out" / "cells").iterdir()}
 
 
 def test_a_template_that_shows_no_examples_stops_it_too(task: tasks.Task, model: Path, tmp_path: Path) -> None:

@@ -188,10 +188,13 @@ READS: Mapping[str, frozenset[str]] = {  # of each method, beside the seed, whic
 
 
 def unread(method: str, values: Mapping[str, Any]) -> list[str]:
-    """The names of settings that were given, other than by their default, and that the method does not read."""
+    """The names of settings that were given, other than by their default, and that the method does not read.
+
+    A method that learns nothing reads none.
+    """
     defaults = {field.name: field.default for field in fields(Settings) if field.name not in ("method", "seed")}
     given = [name for name, default in defaults.items() if values.get(name, default) != default]
-    return [name for name in given if name not in READS[method]]
+    return [name for name in given if name not in READS.get(method, ())]
 
 
 def check_read(method: str, values: Mapping[str, Any], called: Callable[[str], str] = str) -> None:
