@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,18 +56,25 @@ def test_one_weight_is_where_the_slope_is_zero_worked_out_by_hand():
     assert 5.0 * (pulled - 0.1) == pytest.approx(8 / (1 + math.exp(2 * pulled)) - 2)
 
 
-def test_a_person_left_out_is_left_out_as_if_never_asked():
+@pytest.mark.parametrize("names", ["abcdefg", "abbbcad", "aaaaaaa"])
+def test_a_person_left_out_is_left_out_as_if_never_asked(names: str):
+    """With all questions of the own; where they are all of one person, question by question."""
     examples, logged = people(7, {"sum": 1.0, "tokens": -2.0})
+    called = [f"{name}#{n}" for n, name in enumerate(names)]
+    examples = [
+        replace(one, query=replace(one.query, user_id=name)) for one, name in zip(examples, called, strict=True)
+    ]
     problem, _ = mix._problem(examples, logged, list(logged[0]))
     start = np.array([0.5, -0.2, 0.0, 0.0])
 
     left_out = mix._left_out(problem, start, 3.0, mix._fitted(problem, start, 3.0))
 
-    for person in range(7):
-        others = np.arange(7) != person
-        rest = mix._Problem(problem.features[others], problem.targets[others], problem.there[others])
-        alone = problem.losses(mix._fitted(rest, start, 3.0))[person]
-        assert left_out[person] == pytest.approx(alone, abs=1e-4)
+    whose = np.array([*names] if len(set(names)) > 1 else [*map(str, range(7))])
+    for place in range(7):
+        others = whose != whose[place]
+        rest = mix._Problem(problem.features[others], problem.targets[others], problem.there[others], np.zeros(0, int))
+        alone = problem.losses(mix._fitted(rest, start, 3.0))[place]
+        assert left_out[place] == pytest.approx(alone, abs=1e-4)
     assert np.abs(left_out - problem.losses(mix._fitted(problem, start, 3.0))).max() > 0.1, "it makes a difference"
 
 

@@ -40,7 +40,7 @@ class Mix:
     weights: tuple[float, ...]  # nats for one unit of the feature
     prior_share: float  # what the prior as it is has in the average
     strength: float  # that has most; inf: the prior as it is
-    loss: float  # nats a person, each left out in turn
+    loss: float  # nats a question, each person left out in turn
     prior_loss: float  # the same of the prior
     n_users: int
     effects: Mapping[str, float] = field(default_factory=dict)  # of items, where they are a feature
@@ -119,14 +119,16 @@ def _shares(losses: Sequence[float]) -> Floats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
-    """All candidates of n people, lists padded to one length: features (n, length, p), who is right, who is there."""
+    """All candidates of n questions, lists padded to one length: features (n, length, p), what is right, what is there,
+    and whose each question is."""
 
     features: Floats
-    targets: Floats  # (n, length); a person's sum to 1
+    targets: Floats  # (n, length); a question's sum to 1
     there: npt.NDArray[np.bool_]
+    whose: npt.NDArray[np.intp]  # (n,), from 0: what is left out together
 
     def losses(self, weights: Floats) -> Floats:
-        """Cross-entropy (n,) of each person's answer in nats."""
+        """Cross-entropy (n,) of each question's answer in nats."""
         return np.asarray(self.all_losses(weights[None])[0])
 
     def all_losses(self, weights: Floats) -> Floats:
@@ -138,7 +140,7 @@ class _Problem:
         return np.asarray((norm - right).T)
 
     def derivatives(self, weights: Floats) -> tuple[Floats, Floats]:
-        """First (f, n, p) and second (f, n, p, p) derivatives of each person's loss under the weights (f, p)."""
+        """First (f, n, p) and second (f, n, p, p) derivatives of each question's loss under the weights (f, p)."""
         logits = self._logits(weights)
         shares = np.exp(logits - logits.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
@@ -169,7 +171,14 @@ def _problem(examples: Sequence[Example], logged: Sequence[Features], names: Seq
         features[place, : len(columns)] = columns / spread
         targets[place, list(example.relevant)] = 1 / len(example.relevant)
         there[place, : len(columns)] = True
-    return _Problem(features, targets, there), spread
+    return _Problem(features, targets, there, _whose(examples)), spread
+
+
+def _whose(examples: Sequence[Example]) -> npt.NDArray[np.intp]:
+    """Which person each question is of, (n,): they are left out together. Where all are of one, each stands alone."""
+    people = [example.query.person for example in examples]
+    alone = len(set(people)) == 1
+    return np.arange(len(people)) if alone else np.unique(people, return_inverse=True)[1]
 
 
 def _scaled(problem: _Problem, direction: Floats) -> tuple[float, Floats]:
@@ -196,22 +205,23 @@ def _fitted(problem: _Problem, start: Floats, strength: float) -> Floats:
 
 
 def _left_out(problem: _Problem, start: Floats, strength: float, together: Floats) -> Floats:
-    """Each person's loss (n,) under the weights that the others alone lead to; `together` is where all of them do.
+    """Each question's loss (n,) under the weights that other people's lead to; `together` is where all of them do.
 
-    Those fits are made at once, from there on. The first step is the usual approximation of leaving one out (Rad &
-    Maleki 2020, arXiv 1801.10243); it is good for many people, and it is for few that this matters.
+    Those fits, one for each person, are made at once, from there on. The first step is the usual approximation of
+    leaving one out (Rad & Maleki 2020, arXiv 1801.10243); it is good for many people, and it is for few that this
+    matters.
     """
-    n = len(problem.features)
-    own = np.arange(n), np.arange(n)
-    weights = np.repeat(together[None], n, axis=0)
+    n_people, n = problem.whose.max() + 1, len(problem.whose)
+    others = (problem.whose[None] != np.arange(n_people)[:, None]).astype(float)  # (n_people, n)
+    weights = np.repeat(together[None], n_people, axis=0)
     for _ in range(_MOST_STEPS):
         slopes, curvatures = problem.derivatives(weights)
-        others = slopes.sum(1) - slopes[own], curvatures.sum(1) - curvatures[own]
-        step = _step(*others, weights - start, strength)
+        heard = np.einsum("fn,fnp->fp", others, slopes), np.einsum("fn,fnpq->fpq", others, curvatures)
+        step = _step(*heard, weights - start, strength)
         weights = weights - step
         if np.abs(step).max() < _CLOSE:
             break
-    return np.asarray(problem.all_losses(weights)[own])
+    return np.asarray(problem.all_losses(weights)[problem.whose, np.arange(n)])
 
 
 def _step(slope: Floats, curvature: Floats, moved: Floats, strength: float) -> Floats:
