@@ -333,7 +333,8 @@ def _mix(study: Study, shots: int, seed: int) -> Cell:
     answers = [[study.start.answers(one.query)] for one in people]
     begin = time.perf_counter()
     made = fit_mix(found, rows, answers)
-    about: dict[str, Any] = {"n_weights": len(made.names), "train_seconds": round(time.perf_counter() - begin, 4)}
+    n_weights = len(made.names) + len(made.effects)
+    about: dict[str, Any] = {"n_weights": n_weights, "train_seconds": round(time.perf_counter() - begin, 4)}
     note = f"prior counts {made.prior_share:.2f}"
     return study.cell("mix", shots, seed, MixRecommender(rows, made).rank, note=note, **about)
 

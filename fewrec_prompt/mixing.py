@@ -25,7 +25,7 @@ from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import mixed
 from fewrec_prompt.tuning.adapters import learnt_from, method_of
 from fewrec_prompt.tuning.effects import effects_without, item_effects, labels_of
-from fewrec_prompt.tuning.features import prior_of
+from fewrec_prompt.tuning.features import baseline_estimate, prior_of
 from fewrec_prompt.tuning.mix import Mix, fit
 from fewrec_prompt.tuning.settings import CLASSIFIERS
 from fewrec_prompt.types import Query
@@ -87,8 +87,9 @@ def fit_mix(
 ) -> Mix:
     """The weights of these rows, by name, from what each of them was answered for each of the people.
 
-    The first row is where the weights begin. Likes and dislikes say something of items, too: each person's are left out
-    of the effects that the own labels are weighed by. Raises DataError as `fit` does.
+    The first row is where the weights begin, for likes and dislikes also what is known without a model. Those say
+    something of items, too: each person's are left out of the effects that the own labels are weighed by. Raises
+    DataError as `fit` does.
     """
     likes = found.loss == "binary"
     labels = labels_of(found.learnt) if likes else {}
@@ -99,8 +100,10 @@ def fit_mix(
         )
         for one, own in zip(found.learnt, answers, strict=True)
     ]
-    made = fit(found.learnt, logged, prior_of(*next(iter(rows.items()))))
-    return replace(made, effects=item_effects(labels)) if likes else made
+    row = prior_of(*next(iter(rows.items())))
+    if not likes:
+        return fit(found.learnt, logged, row)
+    return replace(fit(found.learnt, logged, row, baseline_estimate()), effects=item_effects(labels))
 
 
 def _check_scored(rows: Sequence[RowSettings]) -> None:

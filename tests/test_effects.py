@@ -76,7 +76,7 @@ def test_an_own_label_is_never_among_what_it_is_foretold_from(
     """Turning one person's label round changes the features of all others, and none of this person's own."""
     seen: list[list[float]] = []
     monkeypatch.setattr(
-        "fewrec_prompt.mixing.fit", lambda _, logged, __: seen.append([float(one[EFFECT][0]) for one in logged])
+        "fewrec_prompt.mixing.fit", lambda _, logged, *__: seen.append([float(one[EFFECT][0]) for one in logged])
     )
     monkeypatch.setattr("fewrec_prompt.mixing.replace", lambda made, **_: made)
     found, answers = shots(), [[None]] * 40

@@ -134,14 +134,30 @@ def test_few_people_who_contradict_a_prior_do_not_overrule_it():
     assert learnt < prior + 1.0
 
 
-def test_ways_count_by_what_they_foretell_and_the_prior_begins_with_half():
-    """Losses over all people that differ by log 4: a quarter of the say."""
-    level = mix._shares([10.0] * 6)
-    behind = mix._shares([10.0 + math.log(4), 10.0, *[1000.0] * 4])
+def test_ways_count_by_what_they_foretell_and_priors_begin_with_half():
+    """Losses over all people that differ by log 4: a quarter of the say. Two priors have it by halves."""
+    level = mix._shares(np.full(6, 10.0))
+    behind = mix._shares(np.array([10.0 + math.log(4), 10.0, *[1000.0] * 4]))
+    assert mix._shares(np.full(12, 10.0)) == pytest.approx([0.25, *[0.05] * 5] * 2)
 
     assert level == pytest.approx([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
     assert behind[:2] == pytest.approx([0.125 / 0.225, 0.1 / 0.225])
     assert behind[2:].max() < 1e-6
+
+
+def test_of_two_priors_the_one_that_foretells_is_believed():
+    """And which of them is named first does not matter."""
+    truth = {"sum": 1.0, "tokens": -1.5}
+    examples, logged = people(64, truth)
+    wrong = {"sum": -1.0, "twin": 0.5}
+
+    alone, both = fit(examples, logged, truth), fit(examples, logged, wrong, truth)
+    turned = fit(examples, logged, truth, wrong)
+
+    assert both.weights == pytest.approx(alone.weights, rel=0.02)
+    assert both.weights == pytest.approx(turned.weights, rel=1e-9)
+    assert both.prior_loss > turned.prior_loss == pytest.approx(alone.prior_loss)
+    assert both.loss < fit(examples, logged, wrong).loss
 
 
 def test_what_all_candidates_of_a_person_share_changes_nothing():
@@ -187,6 +203,8 @@ def test_the_same_people_give_the_same_bits():
         (lambda e, f: ([], [], PRIOR), "there is nobody to learn from"),
         (lambda e, f: (e, f, {"sum": 1.0, "twins": -0.5}), "the prior weighs 'twins', which is none of the features"),
         (lambda e, f: (e, f, {"sum": 0.0}), "the prior weighs nothing"),
+        (lambda e, f: (e, f, PRIOR, {"sum": 0.0}), "the prior weighs nothing"),
+        (lambda e, f: (e, f), "the prior weighs nothing"),
         (lambda e, f: ([example(0, ()), *e[1:]], f, PRIOR), "user 'u0': 0 of 20 candidates are right"),
         (lambda e, f: (e, [{"sum": f[0]["sum"]}, *f[1:]], {"sum": 1.0}), "features are sum, twin, tokens, judge score"),
         (lambda e, f: (e, [{f"f{n}": one["sum"] for n in range(17)} for one in f], {"f0": 1.0}), "17 features"),

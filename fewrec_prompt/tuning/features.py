@@ -23,6 +23,7 @@ from fewrec_prompt.recommender import Answers, Recommender
 from fewrec_prompt.tuning.mix import Floats
 from fewrec_prompt.types import Query
 
+MOST_STARS = 5  # of one at least: a star of the history's mean is a quarter of all likes
 POPULARITY, HISTORY, EFFECT = "popularity", "history rating", "item effect"
 
 
@@ -50,6 +51,12 @@ def prior_of(row: str, recommender: Recommender) -> dict[str, float]:
     if recommender.calibration.needs_twin:
         prior[f"{row} twin"] = -recommender.calibration.alpha
     return prior
+
+
+def baseline_estimate() -> dict[str, float]:
+    """The weights under which a mix ranks likes and dislikes without a model: how much of the history was liked, and
+    how much more than that others like the item (Koren 2010, section 2.1)."""
+    return {HISTORY: 1 / (MOST_STARS - 1), EFFECT: 1.0}
 
 
 def history_of(query: Query) -> dict[str, Floats]:

@@ -26,7 +26,7 @@ Features: TypeAlias = Mapping[str, Floats]
 
 MOST = 16  # weights
 STRENGTHS = (300.0, 100.0, 30.0, 10.0, 3.0)  # nats for a weight that is off by a nat a standard deviation
-TRUST = 0.5  # in the prior as it is, before anybody is heard
+TRUST = 0.5  # in priors as they are, before anybody is heard
 SCALES = np.geomspace(0.2, 3.0, 30)  # of the prior, in nats a standard deviation of its scores
 LONGEST = 2.0  # step of a fit, in nats a standard deviation
 _MOST_STEPS, _TINY, _CLOSE = 100, 1e-9, 1e-3
@@ -38,10 +38,10 @@ class Mix:
 
     names: tuple[str, ...]
     weights: tuple[float, ...]  # nats for one unit of the feature
-    prior_share: float  # what the prior as it is has in the average
+    prior_share: float  # what priors as they are have in the average
     strength: float  # that has most; inf: the prior as it is
     loss: float  # nats a question, each person left out in turn
-    prior_loss: float  # the same of the prior
+    prior_loss: float  # the same of the first prior
     n_users: int
     effects: Mapping[str, float] = field(default_factory=dict)  # of items, where they are a feature
 
@@ -65,40 +65,58 @@ class Mix:
         return cls(**{**meta, "names": names, "weights": tuple(weights.tolist()), "strength": strength})
 
 
-def fit(examples: Sequence[Example], logged: Sequence[Features], prior: Mapping[str, float]) -> Mix:
-    """The mix that these people's answers speak for, near `prior`: weights by feature name, 0 where not named.
+def fit(examples: Sequence[Example], logged: Sequence[Features], *priors: Mapping[str, float]) -> Mix:
+    """The mix that these people's answers speak for, near a prior: weights by feature name, 0 where not named.
 
-    Likes and dislikes of single candidates are choices between the candidate and the mean of all of them, which is
-    logistic regression on what a candidate is off that mean.
+    Where several priors are given, the answers say how much each of them, and what is fitted near it, counts. Likes and
+    dislikes of single candidates are choices between the candidate and the mean of all of them, which is logistic
+    regression on what a candidate is off that mean.
 
-    Scores keep their order when all weights grow, so of the prior only the direction is meant: its scale is fitted
+    Scores keep their order when all weights grow, so of a prior only the direction is meant: its scale is fitted
     first and is no distance. Distances are in standard deviations of a feature within a person's candidates.
-    Deterministic; 5 ms for 4 people, 0.3 s for 256. Raises DataError for nobody, for features that differ
-    between people, for more than MOST of them, and for a prior over none of them.
+    Deterministic; 5 ms for 4 people, 0.3 s for 256, times the priors. Raises DataError for nobody, for features that
+    differ between people, for more than MOST of them, and for a prior over none of them.
     """
     if all(len(example.query.candidates) == 1 for example in examples):
         examples, logged = _against_the_mean(examples, logged)
-    names = _checked(examples, logged, prior)
+    names = _checked(examples, logged, priors)
     problem, spread = _problem(examples, logged, names)
-    direction = np.array([prior.get(name, 0.0) for name in names]) * spread
-    scale, start = _scaled(problem, direction)
-    # A prior that few people agree with is scaled down, and must not become easy to overrule by that.
-    pulls = [strength / min(1.0, scale) ** 2 for strength in STRENGTHS]
-    fitted = [start] + [_fitted(problem, start, pull) for pull in pulls]
-    losses = [problem.losses(start)]
-    losses += [_left_out(problem, start, pull, own) for pull, own in zip(pulls, fitted[1:], strict=True)]
-    shares = _shares([float(of_people.sum()) for of_people in losses])
-    means = np.array([of_people.mean() for of_people in losses])
-    weights = (shares @ np.array(fitted)) / spread
+    directions = [np.array([prior.get(name, 0.0) for name in names]) * spread for prior in priors]
+    ways = [way for direction in directions for way in _ways(problem, direction)]
+    losses = np.array([way.losses for way in ways])
+    shares = _shares(losses.sum(1))
+    means = losses.mean(1)
+    weights = (shares @ np.array([way.weights for way in ways])) / spread
     return Mix(
         names,
         tuple(weights.tolist()),
-        prior_share=float(shares[0]),
-        strength=(math.inf, *STRENGTHS)[int(shares.argmax())],
+        prior_share=float(shares @ [way.strength == math.inf for way in ways]),
+        strength=ways[int(shares.argmax())].strength,
         loss=float(shares @ means),
         prior_loss=float(means[0]),
         n_users=len(examples),
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Way:
+    """Weights (p,), in standard deviations, and what each question would cost whom they were not fitted to, (n,)."""
+
+    strength: float  # of the pull to a prior; inf: the prior as it is
+    weights: Floats
+    losses: Floats
+
+
+def _ways(problem: _Problem, direction: Floats) -> list[_Way]:
+    """A prior as it is, and what is fitted near it with each strength."""
+    scale, start = _scaled(problem, direction)
+    found = [_Way(math.inf, start, problem.losses(start))]
+    for strength in STRENGTHS:
+        # A prior that few people agree with is scaled down, and must not become easy to overrule by that.
+        pull = strength / min(1.0, scale) ** 2
+        weights = _fitted(problem, start, pull)
+        found.append(_Way(strength, weights, _left_out(problem, start, pull, weights)))
+    return found
 
 
 def _against_the_mean(examples: Sequence[Example], logged: Sequence[Features]) -> tuple[list[Example], list[Features]]:
@@ -110,10 +128,13 @@ def _against_the_mean(examples: Sequence[Example], logged: Sequence[Features]) -
     return [Example(query, (0,) if one.relevant else (1,)) for query, one in pairs], list(beside)
 
 
-def _shares(losses: Sequence[float]) -> Floats:
-    """What each way counts in the average, the prior first: by the loss (nats) over all people who were left out."""
+def _shares(losses: Floats) -> Floats:
+    """What each way counts in the average: by the loss (nats) over all people who were left out.
+
+    Ways come prior by prior, each as it is first; priors are trusted alike.
+    """
     trust = np.array([TRUST, *[(1 - TRUST) / len(STRENGTHS)] * len(STRENGTHS)])
-    shares = trust * np.exp(min(losses) - np.array(losses))
+    shares = np.resize(trust, len(losses)) * np.exp(losses.min() - losses)
     return np.asarray(shares / shares.sum())
 
 
@@ -239,7 +260,9 @@ def _columns(features: Features, names: Sequence[str]) -> Floats:
     return np.stack([np.asarray(features[name], dtype=np.float64) for name in names], axis=-1)
 
 
-def _checked(examples: Sequence[Example], logged: Sequence[Features], prior: Mapping[str, float]) -> tuple[str, ...]:
+def _checked(
+    examples: Sequence[Example], logged: Sequence[Features], priors: Sequence[Mapping[str, float]]
+) -> tuple[str, ...]:
     """The names of the features. Raises DataError for what cannot be fitted."""
     assert len(examples) == len(logged), "features for each example"
     if not examples:
@@ -247,9 +270,9 @@ def _checked(examples: Sequence[Example], logged: Sequence[Features], prior: Map
     names = tuple(logged[0])
     if len(names) > MOST:
         raise DataError(f"{len(names)} features; a mix has {MOST} weights at most, so name fewer rows")
-    if unknown := sorted(prior.keys() - set(names)):
+    if unknown := sorted(set().union(*priors) - set(names)):
         raise DataError(f"the prior weighs {unknown[0]!r}, which is none of the features: {', '.join(names)}")
-    if not any(prior.values()) or not all(map(math.isfinite, prior.values())):
+    if not priors or not all(any(one.values()) and all(map(math.isfinite, one.values())) for one in priors):
         raise DataError("the prior weighs nothing; give at least one feature a weight that is not 0")
     for example in examples:
         if not 0 < len(example.relevant) < len(example.query.candidates):
