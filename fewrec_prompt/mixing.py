@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import mixed
 from fewrec_prompt.tuning.adapters import learnt_from, method_of
-from fewrec_prompt.tuning.effects import effects_without, item_effects, labels_of
+from fewrec_prompt.tuning.effects import judges, takers
 from fewrec_prompt.tuning.features import baseline_estimate, prior_of
 from fewrec_prompt.tuning.mix import Mix, fit
 from fewrec_prompt.tuning.settings import CLASSIFIERS
@@ -49,8 +49,8 @@ def tune_mix(
 
     The first row (by default the task's first calibrated one) is where the weights begin. A row may have an adapter:
     then people are taken whom it was not learnt from, for it knows the answers of those, and it is copied into the
-    folder. With `popularity` the training part is looked at, too. Nobody is held out: who is learnt from is left out
-    once. Raises FewrecError.
+    folder. With `popularity` all of the training part is looked at, not only what these people took. Nobody is held
+    out: who is learnt from is left out once. Raises FewrecError.
     """
     task = task if isinstance(task, Task) else tasks.load_task(task)
     check_free(out)
@@ -87,23 +87,22 @@ def fit_mix(
 ) -> Mix:
     """The weights of these rows, by name, from what each of them was answered for each of the people.
 
-    The first row is where the weights begin, for likes and dislikes also what is known without a model. Those say
-    something of items, too: each person's are left out of the effects that the own labels are weighed by. Raises
-    DataError as `fit` does.
+    The first row is where the weights begin, for likes and dislikes also what is known without a model. What these
+    people say of items counts, unless popularity does, which says it of everybody; nobody's own is among what the own
+    answer is foretold from. Raises DataError as `fit` does.
     """
     likes = found.loss == "binary"
-    labels = labels_of(found.learnt) if likes else {}
-    heard = cache(partial(effects_without, labels))
+    others = judges(found.learnt) if likes else takers(found.learnt, found.queries.training)
+    heard = cache(others.without) if likes or popularity is None else None
     logged = [
         mixed.all_features(
-            rows, one.query, own, popularity, history=likes, effects=heard(one.query.person) if likes else None
+            rows, one.query, own, popularity, history=likes, effects=heard(one.query.person) if heard else None
         )
         for one, own in zip(found.learnt, answers, strict=True)
     ]
-    row = prior_of(*next(iter(rows.items())))
-    if not likes:
-        return fit(found.learnt, logged, row)
-    return replace(fit(found.learnt, logged, row, baseline_estimate()), effects=item_effects(labels))
+    priors = [prior_of(*next(iter(rows.items())))] + ([baseline_estimate()] if likes else [])
+    made = fit(found.learnt, logged, *priors)
+    return replace(made, effects=others.effects) if heard else made
 
 
 def _check_scored(rows: Sequence[RowSettings]) -> None:

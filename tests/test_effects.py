@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from fewrec_prompt.data.queries import QuerySet
+from fewrec_prompt.data.training import from_pairs
 from fewrec_prompt.few_shot import Shots
 from fewrec_prompt.mixing import fit_mix
 from fewrec_prompt.recommender import Answers, Recommender
 from fewrec_prompt.tuning import mixed
-from fewrec_prompt.tuning.effects import SHRINKAGE, effects_without, item_effects, labels_of
+from fewrec_prompt.tuning.effects import SHRINKAGE, Judges, judges, takers
 from fewrec_prompt.tuning.examples import Example
-from fewrec_prompt.tuning.features import EFFECT, HISTORY
+from fewrec_prompt.tuning.features import EFFECT, HISTORY, POPULARITY
 from fewrec_prompt.types import Interaction, Item, Query
 
 FILMS = {name: Item(name, name.title()) for name in ("heat", "up", "brat", "ronin")}
@@ -28,28 +31,40 @@ def test_labels_are_of_histories_and_answers_and_of_a_persons_rows_together() ->
         example("a", {"heat": 5.0, "up": 3.5}, "brat", True),
         example("a#2", {"brat": 4.0, "up": None}, "ronin", False),
     ]
-    assert labels_of(rows) == {"a": {"heat": True, "up": False, "brat": True, "ronin": False}}
+    assert judges(rows).liked == {"a": {"heat": True, "up": False, "brat": True, "ronin": False}}
 
 
 def test_effects_worked_out_by_hand() -> None:
     """a likes 2 of 2 and b 0 of 1, so 2/3 of all is liked; means are drawn to that by five labels, effects to 0."""
-    found = item_effects({"a": {"heat": True, "up": True}, "b": {"heat": False}})
+    found = Judges({"a": {"heat": True, "up": True}, "b": {"heat": False}}).effects
     of_a, of_b = (2 + 5 * 2 / 3) / 7, (0 + 5 * 2 / 3) / 6
     assert SHRINKAGE == 5
     assert found == pytest.approx({"heat": ((1 - of_a) + (0 - of_b)) / 7, "up": (1 - of_a) / 6})
-    assert item_effects({}) == {}
+    assert Judges({}).effects == {}
 
 
 def test_whoever_likes_everything_says_nothing_of_an_item() -> None:
     """The person's own mean is taken out: an item is not good because those who like much judged it."""
     easy = {f"easy {n}": {"heat": True, "brat": True} for n in range(50)}
     hard = {f"hard {n}": {"up": False, "brat": False} for n in range(50)}
-    found = item_effects(easy | hard)
+    found = Judges(easy | hard).effects
     assert found["heat"] > 0 > found["up"], "two labels a person do not say all of the mean"
     many = {
         name: own | {f"{n} more": next(iter(own.values())) for n in range(500)} for name, own in (easy | hard).items()
     }
-    assert abs(item_effects(many)["heat"]) < found["heat"] / 20
+    assert abs(Judges(many).effects["heat"]) < found["heat"] / 20
+
+
+def test_whoever_took_something_is_counted_once_and_not_for_themselves() -> None:
+    """a took heat before what is shown, up is shown, brat is the answer of both, who are asked twice and once."""
+    whole = from_pairs(FILMS, [("a", "heat"), ("a", "up"), ("b", "up")])
+    up, answer = (Interaction(FILMS["up"]),), (FILMS["ronin"], FILMS["brat"])
+    rows = [Example(Query(name, up, answer), (1,)) for name in ("a", "a#2", "b")]
+    found = takers(rows, whole)
+    assert found.effects == pytest.approx({"heat": math.log(2), "up": math.log(3), "brat": math.log(3)})
+    assert found.without("a") == pytest.approx({"heat": 0.0, "up": math.log(2), "brat": math.log(2)})
+    assert found.without("b") == pytest.approx(takers(rows[:2], whole).effects | {"heat": math.log(2)})
+    assert takers(rows, None).effects == pytest.approx({"up": math.log(3), "brat": math.log(3)})
 
 
 def shots() -> Shots:
@@ -87,7 +102,7 @@ def test_an_own_label_is_never_among_what_it_is_foretold_from(
     assert before[0] == after[0] != 0
     asked_heat = [n for n in range(1, 40) if n % 4 < 2]
     assert all(before[n] > after[n] for n in asked_heat)
-    assert before[0] == effects_without(labels_of(found.learnt), "u0")["heat"]
+    assert before[0] == judges(found.learnt).without("u0")["heat"]
 
 
 def test_a_mix_learns_what_others_liked_and_ranks_strangers_by_it(row: dict[str, Recommender]) -> None:
@@ -101,3 +116,39 @@ def test_a_mix_learns_what_others_liked_and_ranks_strangers_by_it(row: dict[str,
         asked = Query("stranger", (), (FILMS.get(name, Item(name, name)),))
         (scores[name],) = mixed.MixRecommender(row, made).scores(asked, answers)
     assert scores["heat"] > scores["unknown"] > scores["up"]
+
+
+def lists(n: int = 40, answer: str = "heat") -> Shots:
+    """People who took brat, are asked among heat, up and ronin, and took the first of these."""
+    asked = FILMS["heat"], FILMS["up"], FILMS["ronin"]
+    place = [item.id for item in asked].index(answer)
+    rows = [Example(Query(f"u{who}", (Interaction(FILMS["brat"]),), asked), (place,)) for who in range(n)]
+    return Shots(tuple(rows), (), QuerySet((), {}, {}, {}, {}))
+
+
+@pytest.fixture
+def row_of_lists(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recommender]:
+    """A row that is wrong about all of them."""
+    monkeypatch.setattr(mixed, "features_of", lambda name, *_: {f"{name} score": np.array([0.0, 1.0, 2.0])})
+    monkeypatch.setattr("fewrec_prompt.mixing.prior_of", lambda name, _: {f"{name} score": 1.0})
+    return {"row": None}  # type: ignore[dict-item]
+
+
+def test_a_mix_of_lists_learns_what_others_took(row_of_lists: dict[str, Recommender]) -> None:
+    """Each of them from all others; where everybody's popularity may be looked at, that takes its place."""
+    found = lists()
+    made = fit_mix(found, row_of_lists, [[None]] * 40)  # type: ignore[list-item]
+    assert made.names == ("row score", EFFECT)
+    assert made.effects == pytest.approx({"heat": math.log(41), "brat": math.log(41)})
+    query = Query("stranger", (), found.learnt[0].query.candidates)
+    scores = mixed.MixRecommender(row_of_lists, made).scores(query, [None])  # type: ignore[list-item]
+    assert scores.argmax() == 0
+    known = fit_mix(found, row_of_lists, [[None]] * 40, {"heat": 3})  # type: ignore[list-item]
+    assert known.names == ("row score", POPULARITY)
+    assert known.effects == {}
+
+
+def test_an_own_answer_is_not_counted_for_itself(row_of_lists: dict[str, Recommender]) -> None:
+    """One person alone: nobody else took anything, so nothing is to be learnt from it."""
+    made = fit_mix(lists(1), row_of_lists, [[None]])  # type: ignore[list-item]
+    assert dict(zip(made.names, made.weights, strict=True))[EFFECT] == 0.0

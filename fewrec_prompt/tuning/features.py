@@ -7,7 +7,7 @@
 | ROW score | any other row | its verbalizer's: nats, or stars |
 | ROW twin | a row with a calibration | what the row scores without the history |
 | history rating | questions of one candidate | the mean rating of the history; of likes and dislikes the share liked |
-| item effect | the same | how much more than other things those learnt from liked it, a share (effects.py) |
+| item effect | those who are learnt from | log(1 + how many took it); of likes, how much more (effects.py) |
 | popularity | the training part, where it is allowed | log(1 + interactions) |
 
 ROW is what the table calls the row.
@@ -65,7 +65,7 @@ def history_of(query: Query) -> dict[str, Floats]:
 
 
 def effect_of(query: Query, effects: Mapping[str, float]) -> dict[str, Floats]:
-    """How much others liked each candidate; 0 for what none of them judged."""
+    """What others say of each candidate by itself; 0 for what none of them took or judged."""
     return {EFFECT: np.array([effects.get(item.id, 0.0) for item in query.candidates])}
 
 
