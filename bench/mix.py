@@ -2,9 +2,11 @@
 
     .venv/bin/python bench/mix.py
 
-The model is asked once, a second a person, and its answers are kept as features in bench/results/. A cell (prior,
-popularity, k) is fitted in milliseconds a draw and kept in bench/few_shot/mix.json, so a run that stopped goes on.
-People to learn from are drawn from those whom the task does not test. The best fixed alpha is chosen on the test users
+The model is asked once, a second or two a person, unless its answers are kept from elsewhere, and what it said is kept
+as features in bench/results/. A cell (prior, what is known of items, k) is fitted in milliseconds a draw and kept in
+bench/few_shot/mix.json, so a run that stopped goes on. Of items nothing is known, or what those who are learnt from
+took (`item effect`, which a mix has by itself), or what everybody took (`popularity`). People to learn from are drawn
+from those whom the task does not test. The best fixed alpha is chosen on the test users
 themselves: a rival that has seen the answers.
 """
 
@@ -13,29 +15,36 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fewrec_prompt import Recommender, load_task
+from fewrec_prompt import Numerics, load_task
+from fewrec_prompt.curve import Kept
 from fewrec_prompt.data.queries import QuerySet
+from fewrec_prompt.data.training import Training
+from fewrec_prompt.evaluation import load_backend
+from fewrec_prompt.few_shot import default_row, recommender_of
 from fewrec_prompt.files import write_text
 from fewrec_prompt.metrics.ranking import ndcg
 from fewrec_prompt.runs import dump
+from fewrec_prompt.score_cache import score_cache
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.significance import paired_interval
 from fewrec_prompt.tasks import load_queries
+from fewrec_prompt.tuning.effects import takers
 from fewrec_prompt.tuning.examples import Example, examples_of
-from fewrec_prompt.tuning.features import POPULARITY, features_of, popularity_of
+from fewrec_prompt.tuning.features import EFFECT, POPULARITY, effect_of, features_of, popularity_of
 from fewrec_prompt.tuning.mix import Features, fit
 
-TASK, ROW = "movielens-100k", "complete"
+TASK = "movielens-100k"
 SHOTS, SEEDS, PRIORS = (4, 16, 64, 256), 20, (0.5, 0.0)  # of alpha, 0.5 is the verbalizer's own and 0 knows nothing
 ALPHAS = tuple(tenths / 10 for tenths in range(11))
 FEATURES = ("sum", "mean", "tokens", "twin", POPULARITY)
+OF_ITEMS = {"": None, " and those learnt from": EFFECT, " and popularity": POPULARITY}  # what is known of them
 ROOT = Path(__file__).resolve().parent
 
 
@@ -45,6 +54,12 @@ class People:
 
     examples: tuple[Example, ...]
     logged: tuple[Features, ...]
+    training: Training | None
+
+    def only(self, places: Sequence[int]) -> People:
+        """Those at these places."""
+        examples = tuple(self.examples[at] for at in places)
+        return replace(self, examples=examples, logged=tuple(self.logged[at] for at in places))
 
     def values(self, weights: Mapping[str, float]) -> np.ndarray:
         """nDCG@10 of each person under these weights."""
@@ -69,30 +84,31 @@ def people(split: str, n: int | None, folder: Path) -> People:
     with np.load(file) as table:
         columns = {name: table[name] for name in FEATURES}
     logged = [{name: columns[name][at] for name in FEATURES} for at in range(len(examples))]
-    return People(examples, tuple(logged))
+    return People(examples, tuple(logged), queries.training)
 
 
 def _ask(examples: Sequence[Example], queries: QuerySet) -> list[Features]:
-    asker = Recommender.load(prompt=ROW, calibrate="pmi", domain=load_task(TASK).domain, say=print)
-    found = []
-    for n, example in enumerate(examples, 1):
-        features = features_of("", asker, asker.answers(example.query))
-        found.append({name.strip(): column for name, column in features.items()})
-        found[-1] |= popularity_of(example.query, queries.popularity)
-        print(f"\r{n} of {len(examples)} people asked", end="", flush=True)
+    task, found = load_task(TASK), []
+    with score_cache(print) as cache:
+        backend = load_backend(task, Numerics("fp32"), print)
+        asker = recommender_of(task, default_row(task), backend)
+        asker = replace(asker, backend=Kept(backend, cache))  # type: ignore[arg-type]  # all of a Backend
+        for n, example in enumerate(examples, 1):
+            features = features_of("", asker, asker.answers(example.query))
+            found.append({name.strip(): column for name, column in features.items()})
+            found[-1] |= popularity_of(example.query, queries.popularity)
+            print(f"\r{n} of {len(examples)} people asked", end="", flush=True)
     return found
 
 
-def cell(learn: People, test: People, alpha: float, popularity: bool, shots: int) -> dict[str, Any]:
+def cell(learn: People, test: People, alpha: float, of_items: str | None, shots: int) -> dict[str, Any]:
     """A mix of `shots` people, over all draws: its nDCG@10, and what it gains on the fixed alphas (mean over draws)."""
-    names = FEATURES if popularity else FEATURES[:-1]
-    logged = [{name: one[name] for name in names} for one in learn.logged]
     values, shares = [], []
     for seed in range(SEEDS):
         drawn = rng_for(seed, "shots").permutation(len(learn.examples))[:shots].tolist()
-        prior = {"sum": 1.0, "twin": -alpha}
-        mix = fit([learn.examples[at] for at in drawn], [logged[at] for at in drawn], prior)
-        values.append(test.values(dict(zip(mix.names, mix.weights, strict=True))))
+        heard, asked = _known(of_items, learn.only(drawn), test)
+        mix = fit(heard.examples, heard.logged, {"sum": 1.0, "twin": -alpha})
+        values.append(asked.values(dict(zip(mix.names, mix.weights, strict=True))))
         shares.append(mix.prior_share)
     fixed = {one: test.values({"sum": 1.0, "twin": -one}) for one in ALPHAS}
     best = max(ALPHAS, key=lambda one: fixed[one].mean())
@@ -105,6 +121,19 @@ def cell(learn: People, test: People, alpha: float, popularity: bool, shots: int
         "prior_share": float(np.mean(shares)),
         "gains": {name: _gain(mean, fixed[one]) for name, one in rivals.items()},
     }
+
+
+def _known(of_items: str | None, learn: People, test: People) -> tuple[People, People]:
+    """Both with what is known of items among their features, and nothing else of them."""
+    names = FEATURES if of_items == POPULARITY else FEATURES[:-1]
+    heard, asked = ([{name: one[name] for name in names} for one in who.logged] for who in (learn, test))
+    if of_items == EFFECT:
+        others = takers(learn.examples, learn.training)
+        for example, own in zip(learn.examples, heard, strict=True):
+            own |= effect_of(example.query, others.without(example.query.person))
+        for example, own in zip(test.examples, asked, strict=True):
+            own |= effect_of(example.query, others.effects)
+    return replace(learn, logged=tuple(heard)), replace(test, logged=tuple(asked))
 
 
 def _gain(mean: np.ndarray, fixed: np.ndarray) -> list[float]:
@@ -121,13 +150,13 @@ def main() -> None:
     asked = parser.parse_args()
     known = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.is_file() else {"cells": {}}
     learn, test = (people(split, n, ROOT / "results") for split, n in (("selection", asked.learn), ("test", None)))
-    known |= {"task": TASK, "row": ROW, "drawn_from": len(learn.examples), "tested": len(test.examples)}
+    known |= {"task": TASK, "row": "complete", "drawn_from": len(learn.examples), "tested": len(test.examples)}
     known["fixed"] = {f"{one:g}": float(test.values({"sum": 1.0, "twin": -one}).mean()) for one in ALPHAS}
     known["popularity"] = float(test.values({POPULARITY: 1.0}).mean())
-    for alpha, popularity, shots in product(PRIORS, (False, True), SHOTS):
-        name = f"prior {alpha:g}{' and popularity' if popularity else ''}, k = {shots}"
+    for alpha, of_items, shots in product(PRIORS, OF_ITEMS, SHOTS):
+        name = f"prior {alpha:g}{of_items}, k = {shots}"
         if name not in known["cells"]:
-            known["cells"][name] = cell(learn, test, alpha, popularity, shots)
+            known["cells"][name] = cell(learn, test, alpha, OF_ITEMS[of_items], shots)
             asked.out.parent.mkdir(parents=True, exist_ok=True)
             write_text(asked.out, dump(known))
         print(_line(name, known["cells"][name]))

@@ -53,12 +53,14 @@ from fewrec_prompt.scoring import Asking, Scored
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning.ahead import check_ahead
+from fewrec_prompt.tuning.examples import SMALLEST_SPLIT
 from fewrec_prompt.tuning.mixed import MixRecommender
 from fewrec_prompt.tuning.negatives import Negatives
-from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings, unread
+from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, MethodName, Settings, unread
 from fewrec_prompt.types import Query, Question, Ranking, TokenLogprobs
 
 TABLE, PICTURE = "curve.json", "curve.html"
+WEIGHED: Mapping[str, MethodName] = {f"{name}-mix": name for name in DEFAULTS if name not in CLASSIFIERS}
 SHOWN: Mapping[str, DemosName] = {"demos": "similar", "demos-random": "random", "demos-diverse": "diverse"}
 
 
@@ -93,6 +95,11 @@ class Study:
     def people(self) -> Callable[..., Shots]:
         """`shots_of` this task; the same people are drawn, and told of, once."""
         return cache(partial(shots_of, self.task, say=self.say))
+
+    def shots_of(self, method: str, shots: int, seed: int) -> Shots:
+        """The people that a method with passes learns from, and those it holds out."""
+        settings = self.settings_of(method, seed)
+        return self.people(shots, seed, held_out=settings.held_out, loss=settings.loss)
 
     def settings_of(self, method: str, seed: int) -> Settings:
         """How a method learns: of the settings that all share, those that it reads."""
@@ -220,7 +227,7 @@ def check_methods(methods: Sequence[str]) -> None:
 def _check_read(methods: Sequence[str], settings: Mapping[str, Any]) -> None:
     """Raises FewrecError for a setting that none of the methods reads."""
     for name in unread(ZERO, settings):
-        if all(name in unread(method, settings) for method in methods):
+        if all(name in unread(WEIGHED.get(method, method), settings) for method in methods):
             called = name.replace("_", "-")
             raise FewrecError(
                 f"none of {', '.join(methods)} makes use of {called}; leave {called} out, or name a method that does"
@@ -289,10 +296,12 @@ def _file(study: Study, method: str, shots: int, seed: int) -> Path:
 def _check(study: Study, wanted: Sequence[tuple[str, int, int]]) -> None:
     """Raises what would stop these cells, as far as it can be known before the first of them is run."""
     for method, shots, seed in wanted:
-        if method in DEFAULTS:
-            settings = study.settings_of(method, seed)
-            people = study.people(shots, seed, held_out=settings.held_out, loss=settings.loss)
-            _check_training(study, settings, people)
+        learns = WEIGHED.get(method, method)
+        if learns in DEFAULTS:
+            people = study.shots_of(learns, shots, seed)
+            _check_training(study, study.settings_of(learns, seed), people)
+            if method in WEIGHED:
+                _check_weighed(study, method, shots, people)
         elif shots:
             people = study.people(shots, seed)
             if method in SHOWN:
@@ -312,6 +321,20 @@ def _check_training(study: Study, settings: Settings, people: Shots) -> None:
     lesson = lesson_of(study.task, study.row, people, study.backend, settings)
     lesson.check(settings)
     Negatives(lesson.negatives, lesson.training, settings.seed)
+
+
+def _check_weighed(study: Study, method: str, shots: int, people: Shots) -> None:
+    """Raises FewrecError where nobody is held out, or more are than were asked for."""
+    if not people.held_out:
+        raise FewrecError(
+            f"{method!r} weighs its scores on people held out of {shots}, and nobody is; give more people (of "
+            f"{SMALLEST_SPLIT} on some are), --held-out more than 0, or {WEIGHED[method]!r} alone"
+        )
+    if len(people.learnt) + len(people.held_out) > shots:
+        raise FewrecError(
+            f"{method!r} would learn from more than {shots} rows: those that {study.task.name} holds out lie beside "
+            f"them; leave {method!r} out"
+        )
 
 
 # --- one cell ---
@@ -354,35 +377,71 @@ def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
     """A method whose weights are kept as an adapter."""
 
     def run(study: Study, shots: int, seed: int) -> Cell:
-        from fewrec_prompt.tuning.adapters import described
-
-        folder = study.out / "adapters" / name_of(method, shots, seed)
-        backend = study.backend
-        learn = tune_classifier if method in CLASSIFIERS else tune_task
-        if not folder.is_dir():
-            learn(
-                study.task,
-                study.settings_of(method, seed),
-                shots,
-                folder,
-                row=study.row,
-                backend=trainable(backend, method, study.task, study.say),
-                say=study.say,
-            )
-        about = described(folder)
-        row = RowSettings(**about["tasks"][study.task.name]["row"])  # a classifier leaves its calibration out
-        recommender = recommender_of(study.task, row, backend).adapted(folder)
-        kept = Kept(recommender.backend, study.cache)
-        asking = replace(recommender, backend=kept)  # type: ignore[arg-type]  # all of a Backend
-        note = "" if about["learned"] else "did not learn"
-        more = {"n_weights": about["n_weights"], "train_seconds": about["seconds"], "note": note}
-        return study.cell(method, shots, seed, asking.rank, kept, **more)
+        made = _adapted(study, method, shots, seed)
+        return study.cell(method, shots, seed, made.recommender.rank, made.kept, **made.about)
 
     return run
+
+
+def _weighed(method: str, below: str) -> Callable[[Study, int, int], Cell]:
+    """A mix over what an adapter's row scores. The adapter knows the answers that it was learnt from, so weights are
+    fitted on the people held out of it; of items all are heard."""
+
+    def run(study: Study, shots: int, seed: int) -> Cell:
+        made = _adapted(study, below, shots, seed)
+        found = study.shots_of(below, shots, seed)
+        rows = {study.row.prompt: made.recommender}
+        people = counted(found.held_out, f"{name_of(method, shots, seed)}, to learn from", study.say)
+        answers = [[made.recommender.answers(one.query)] for one in people]
+        begin = time.perf_counter()
+        mix = fit_mix(replace(found, learnt=found.held_out), rows, answers, also=found.learnt)
+        about = dict(made.about)
+        about["train_seconds"] += round(time.perf_counter() - begin, 4)
+        about["n_weights"] += len(mix.names) + len(mix.effects)
+        return study.cell(method, shots, seed, MixRecommender(rows, mix).rank, made.kept, **about)
+
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapted:
+    """What an adapter makes of the row, its answers kept, and what a cell says of it."""
+
+    recommender: Recommender
+    kept: Kept
+    about: Mapping[str, Any]
+
+
+def _adapted(study: Study, method: str, shots: int, seed: int) -> _Adapted:
+    """The adapter of a cell, learnt unless it is there."""
+    from fewrec_prompt.tuning.adapters import described
+
+    folder = study.out / "adapters" / name_of(method, shots, seed)
+    backend = study.backend
+    learn = tune_classifier if method in CLASSIFIERS else tune_task
+    if not folder.is_dir():
+        learn(
+            study.task,
+            study.settings_of(method, seed),
+            shots,
+            folder,
+            row=study.row,
+            backend=trainable(backend, method, study.task, study.say),
+            say=study.say,
+        )
+    about = described(folder)
+    row = RowSettings(**about["tasks"][study.task.name]["row"])  # a classifier leaves its calibration out
+    recommender = recommender_of(study.task, row, backend).adapted(folder)
+    kept = Kept(recommender.backend, study.cache)
+    asking = replace(recommender, backend=kept)  # type: ignore[arg-type]  # all of a Backend
+    note = "" if about["learned"] else "did not learn"
+    more = {"n_weights": about["n_weights"], "train_seconds": about["seconds"], "note": note}
+    return _Adapted(asking, kept, more)
 
 
 WAYS: Mapping[str, Callable[[Study, int, int], Cell]] = {
     **{name: _shown(name) for name in SHOWN},
     "mix": _mix,
     **{name: _tuned(name) for name in DEFAULTS},
+    **{name: _weighed(name, below) for name, below in WEIGHED.items()},
 }

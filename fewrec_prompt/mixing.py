@@ -25,6 +25,7 @@ from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import mixed
 from fewrec_prompt.tuning.adapters import learnt_from, method_of
 from fewrec_prompt.tuning.effects import judges, takers
+from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.features import baseline_estimate, prior_of
 from fewrec_prompt.tuning.mix import Mix, fit
 from fewrec_prompt.tuning.settings import CLASSIFIERS
@@ -84,15 +85,17 @@ def fit_mix(
     rows: Mapping[str, Recommender],
     answers: Sequence[Sequence[Answers]],
     popularity: Mapping[str, int] | None = None,
+    *,
+    also: Sequence[Example] = (),
 ) -> Mix:
-    """The weights of these rows, by name, from what each of them was answered for each of the people.
+    """The weights of these rows, by name, from what each of them was answered for each of the people learnt from.
 
     The first row is where the weights begin, for likes and dislikes also what is known without a model. What these
-    people say of items counts, unless popularity does, which says it of everybody; nobody's own is among what the own
-    answer is foretold from. Raises DataError as `fit` does.
+    people, and those of `also`, say of items counts, unless popularity does, which says it of everybody; nobody's own
+    is among what the own answer is foretold from. Raises DataError as `fit` does.
     """
-    likes = found.loss == "binary"
-    others = judges(found.learnt) if likes else takers(found.learnt, found.queries.training)
+    likes, heard_of = found.loss == "binary", (*found.learnt, *also)
+    others = judges(heard_of) if likes else takers(heard_of, found.queries.training)
     heard = cache(others.without) if likes or popularity is None else None
     logged = [
         mixed.all_features(

@@ -275,6 +275,8 @@ def test_a_curve_over_rows_has_the_shortcut_and_both_metrics(
     said = capsys.readouterr().out
     assert "people without user-AUC, who are left out of it: 1" in said
     assert "<svg" in (tmp_path / "out" / "curve.html").read_text()
+    with pytest.raises(FewrecError, match=r"'lora-mix' would learn from more than 4 rows: those that mine holds out"):
+        curve(task_of(model), ["lora-mix"], [4], 1, tmp_path / "more", metrics=BOTH, settings=settings, backend=backend)
     with pytest.raises(FewrecError, match="no row 'popularity' to compare with"):
         curve(task_of(model), methods, [4], 1, tmp_path / "out", metrics=BOTH, against="popularity", backend=backend)
 
