@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from fewrec_prompt import Numerics, load_task
-from fewrec_prompt.curve import Kept
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.training import Training
 from fewrec_prompt.evaluation import load_backend
@@ -34,6 +33,7 @@ from fewrec_prompt.runs import dump
 from fewrec_prompt.score_cache import score_cache
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.significance import paired_interval
+from fewrec_prompt.study import Kept
 from fewrec_prompt.tasks import load_queries
 from fewrec_prompt.tuning.effects import takers
 from fewrec_prompt.tuning.examples import Example, examples_of

@@ -10,151 +10,43 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property, partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fewrec_prompt import tasks
-from fewrec_prompt.assets import Say, counted, quiet
+from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.baselines import BASELINES
 from fewrec_prompt.cells import CELLS, STUDY, ZERO, Cell, check_told, name_of, read_cell, statistic, write_cell
 from fewrec_prompt.curve_table import Line, picture, table
-from fewrec_prompt.data.queries import QuerySet
-from fewrec_prompt.demos import DemosName
 from fewrec_prompt.display import figure
 from fewrec_prompt.errors import FewrecError, RunError, did_you_mean
-from fewrec_prompt.evaluation import judged, load_backend
+from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.few_shot import (
     Shots,
     check_apart,
     default_row,
     lesson_of,
-    recommender_of,
-    shots_of,
-    trainable,
-    tune_task,
     with_demos,
 )
 from fewrec_prompt.files import write_text
-from fewrec_prompt.labelling import check_row, labels_of, tune_classifier
-from fewrec_prompt.metrics import measure
-from fewrec_prompt.mixing import fit_mix
-from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.labelling import check_row, labels_of
 from fewrec_prompt.runs import dump
-from fewrec_prompt.score_cache import ScoreCache, score_cache
-from fewrec_prompt.scoring import Asking, Scored
+from fewrec_prompt.score_cache import score_cache
+from fewrec_prompt.study import Study
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning.ahead import check_ahead
 from fewrec_prompt.tuning.examples import SMALLEST_SPLIT
-from fewrec_prompt.tuning.mixed import MixRecommender
 from fewrec_prompt.tuning.negatives import Negatives
-from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, MethodName, Settings, unread
-from fewrec_prompt.types import Query, Question, Ranking, TokenLogprobs
+from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings, unread
+from fewrec_prompt.ways import SHOWN, WAYS, WEIGHED, still
 
 TABLE, PICTURE = "curve.json", "curve.html"
-WEIGHED: Mapping[str, MethodName] = {f"{name}-mix": name for name in DEFAULTS if name not in CLASSIFIERS}
-SHOWN: Mapping[str, DemosName] = {"demos": "similar", "demos-random": "random", "demos-diverse": "diverse"}
-
-
-@dataclass(frozen=True)
-class Study:
-    """What all cells share."""
-
-    task: Task
-    row: RowSettings
-    backend: Backend
-    metrics: tuple[str, ...]
-    out: Path
-    cache: ScoreCache
-    settings: Mapping[str, Any]
-    say: Say
-
-    @cached_property
-    def test(self) -> QuerySet:
-        return tasks.load_queries(self.task, say=self.say)
-
-    @cached_property
-    def kept(self) -> Kept:
-        """The model before anything is learnt, its answers kept."""
-        return Kept(self.backend, self.cache)
-
-    @cached_property
-    def start(self) -> Recommender:
-        """The row before anything is learnt."""
-        return replace(recommender_of(self.task, self.row, self.backend), backend=self.kept)  # type: ignore[arg-type]  # all of a Backend
-
-    @cached_property
-    def people(self) -> Callable[..., Shots]:
-        """`shots_of` this task; the same people are drawn, and told of, once."""
-        return cache(partial(shots_of, self.task, say=self.say))
-
-    def shots_of(self, method: str, shots: int, seed: int) -> Shots:
-        """The people that a method with passes learns from, and those it holds out."""
-        settings = self.settings_of(method, seed)
-        return self.people(shots, seed, held_out=settings.held_out, loss=settings.loss)
-
-    def settings_of(self, method: str, seed: int) -> Settings:
-        """How a method learns: of the settings that all share, those that it reads."""
-        return Settings.shared(method, {**self.settings, "seed": seed})
-
-    def cell(
-        self,
-        method: str,
-        shots: int,
-        seed: int,
-        rank: Callable[[Query], Ranking],
-        asked: Kept | None = None,
-        **about: Any,
-    ) -> Cell:
-        """Rank all test users and measure; `about` is what else the cell says.
-
-        The model is `asked`, or that before anything is learnt. An answer that was kept counts with the time that the
-        model took for it, so that a cell costs the same whoever asked first.
-        """
-        asked = asked or self.kept
-        begin, spared = time.perf_counter(), asked.ms_spared
-        queries = counted(self.test.queries, name_of(method, shots, seed), self.say)
-        scored = Scored(method, tuple(map(rank, queries)), kind=self.start.verbalizer.kind)
-        ms = 1000 * (time.perf_counter() - begin) + asked.ms_spared - spared
-        users = judged(scored, self.test)
-        about = {"n_weights": 0, "train_seconds": 0.0} | about
-        return Cell(
-            method,
-            shots,
-            seed,
-            tuple(user.user_id for user in users),
-            {name: tuple(values.tolist()) for name, values in measure(self.metrics, users).items()},
-            ms_per_user=round(ms / len(self.test.queries), 2),
-            scores=tuple(tuple(user.scores.tolist()) for user in users),
-            relevant=tuple(tuple(np.flatnonzero(user.relevant).tolist()) for user in users),
-            **about,
-        )
-
-
-class Kept:
-    """A backend that answers from the score cache what it was asked before."""
-
-    def __init__(self, backend: Backend, cache: ScoreCache) -> None:
-        self.backend, self._asking = backend, Asking(backend, cache)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.backend, name)
-
-    def logprobs(self, questions: Sequence[Question]) -> list[TokenLogprobs]:
-        return self._asking(list(questions))
-
-    @property
-    def ms_spared(self) -> float:
-        """Milliseconds that the model took for all answers so far, now or earlier, less those that were waited now."""
-        return self._asking.ms - self._asking.ms_waited
 
 
 def curve(
@@ -279,7 +171,7 @@ def _done(study: Study, method: str, shots: int, seed: int) -> Cell | None:
 
 def _run(study: Study, method: str, shots: int, seed: int) -> Cell:
     begin = time.perf_counter()
-    cell = WAYS[method](study, shots, seed) if method in WAYS else _still(study, method)
+    cell = WAYS[method](study, shots, seed) if method in WAYS else still(study, method)
     write_cell(_file(study, method, shots, seed), cell)
     told = ", ".join(f"{name} {figure(name, statistic(cell, name).value)}" for name in study.metrics)
     study.say(f"{cell.name}: {told}, {time.perf_counter() - begin:.0f} s {cell.note}".rstrip())
@@ -335,113 +227,3 @@ def _check_weighed(study: Study, method: str, shots: int, people: Shots) -> None
             f"{method!r} would learn from more than {shots} rows: those that {study.task.name} holds out lie beside "
             f"them; leave {method!r} out"
         )
-
-
-# --- one cell ---
-
-
-def _still(study: Study, method: str) -> Cell:
-    """What nobody's shots change: the row before anything is learnt, or a baseline."""
-    if method == ZERO:
-        return study.cell(ZERO, 0, 0, study.start.rank)
-    baseline = BASELINES.load(method)(study.test.to_learn_from(), study.task.settings.seed)
-    return study.cell(method, 0, 0, baseline.rank)
-
-
-def _mix(study: Study, shots: int, seed: int) -> Cell:
-    """Weights over the row's logged scores."""
-    found = study.people(shots, seed)
-    rows = {study.row.prompt: study.start}
-    people = counted(found.learnt, f"{name_of('mix', shots, seed)}, to learn from", study.say)
-    answers = [[study.start.answers(one.query)] for one in people]
-    begin = time.perf_counter()
-    made = fit_mix(found, rows, answers)
-    n_weights = len(made.names) + len(made.effects)
-    about: dict[str, Any] = {"n_weights": n_weights, "train_seconds": round(time.perf_counter() - begin, 4)}
-    note = f"prior counts {made.prior_share:.2f}"
-    return study.cell("mix", shots, seed, MixRecommender(rows, made).rank, note=note, **about)
-
-
-def _shown(method: str) -> Callable[[Study, int, int], Cell]:
-    """Examples in the prompt: nothing is trained."""
-
-    def run(study: Study, shots: int, seed: int) -> Cell:
-        found = study.people(shots, seed)
-        recommender = with_demos(study.start, found.learnt, SHOWN[method], seed=seed)
-        return study.cell(method, shots, seed, recommender.rank)
-
-    return run
-
-
-def _tuned(method: str) -> Callable[[Study, int, int], Cell]:
-    """A method whose weights are kept as an adapter."""
-
-    def run(study: Study, shots: int, seed: int) -> Cell:
-        made = _adapted(study, method, shots, seed)
-        return study.cell(method, shots, seed, made.recommender.rank, made.kept, **made.about)
-
-    return run
-
-
-def _weighed(method: str, below: str) -> Callable[[Study, int, int], Cell]:
-    """A mix over what an adapter's row scores. The adapter knows the answers that it was learnt from, so weights are
-    fitted on the people held out of it; of items all are heard."""
-
-    def run(study: Study, shots: int, seed: int) -> Cell:
-        made = _adapted(study, below, shots, seed)
-        found = study.shots_of(below, shots, seed)
-        rows = {study.row.prompt: made.recommender}
-        people = counted(found.held_out, f"{name_of(method, shots, seed)}, to learn from", study.say)
-        answers = [[made.recommender.answers(one.query)] for one in people]
-        begin = time.perf_counter()
-        mix = fit_mix(replace(found, learnt=found.held_out), rows, answers, also=found.learnt)
-        about = dict(made.about)
-        about["train_seconds"] += round(time.perf_counter() - begin, 4)
-        about["n_weights"] += len(mix.names) + len(mix.effects)
-        return study.cell(method, shots, seed, MixRecommender(rows, mix).rank, made.kept, **about)
-
-    return run
-
-
-@dataclass(frozen=True, slots=True)
-class _Adapted:
-    """What an adapter makes of the row, its answers kept, and what a cell says of it."""
-
-    recommender: Recommender
-    kept: Kept
-    about: Mapping[str, Any]
-
-
-def _adapted(study: Study, method: str, shots: int, seed: int) -> _Adapted:
-    """The adapter of a cell, learnt unless it is there."""
-    from fewrec_prompt.tuning.adapters import described
-
-    folder = study.out / "adapters" / name_of(method, shots, seed)
-    backend = study.backend
-    learn = tune_classifier if method in CLASSIFIERS else tune_task
-    if not folder.is_dir():
-        learn(
-            study.task,
-            study.settings_of(method, seed),
-            shots,
-            folder,
-            row=study.row,
-            backend=trainable(backend, method, study.task, study.say),
-            say=study.say,
-        )
-    about = described(folder)
-    row = RowSettings(**about["tasks"][study.task.name]["row"])  # a classifier leaves its calibration out
-    recommender = recommender_of(study.task, row, backend).adapted(folder)
-    kept = Kept(recommender.backend, study.cache)
-    asking = replace(recommender, backend=kept)  # type: ignore[arg-type]  # all of a Backend
-    note = "" if about["learned"] else "did not learn"
-    more = {"n_weights": about["n_weights"], "train_seconds": about["seconds"], "note": note}
-    return _Adapted(asking, kept, more)
-
-
-WAYS: Mapping[str, Callable[[Study, int, int], Cell]] = {
-    **{name: _shown(name) for name in SHOWN},
-    "mix": _mix,
-    **{name: _tuned(name) for name in DEFAULTS},
-    **{name: _weighed(name, below) for name, below in WEIGHED.items()},
-}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from _tiny import save_model
 
-import fewrec_prompt.curve as study
+import fewrec_prompt.curve as of_cells
 from fewrec_prompt import assets, scoring, tasks
 from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.precision import Numerics
@@ -47,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(causal.CausalBackend, name, slow)
     still = SimpleNamespace(perf_counter=lambda: now[0])
-    monkeypatch.setattr(study, "time", still)
+    monkeypatch.setattr("fewrec_prompt.study.time", still)
     monkeypatch.setattr(scoring, "time", still)
 
 
@@ -164,14 +164,14 @@ def test_cells_that_are_done_are_shown_where_a_later_one_fails(
     def fails(*_: Any) -> None:
         raise DataError("this one fails")
 
-    monkeypatch.setattr(study, "WAYS", {**study.WAYS, "lora": fails})
+    monkeypatch.setattr(of_cells, "WAYS", {**of_cells.WAYS, "lora": fails})
     with pytest.raises(DataError, match="this one fails"):
         curve(task, [ZERO, "lora", "mix"], [2, 3], 1, tmp_path, row=PMI, settings=ONCE, backend=backend(model))
     assert [line["method"] for line in json.loads((tmp_path / "curve.json").read_text())["lines"]] == [ZERO]
     monkeypatch.undo()
     curve(task, [ZERO, "lora", "mix"], [2], 1, tmp_path, row=PMI, settings=ONCE, backend=backend(model))
     (tmp_path / "cells" / "lora-2-0.json").unlink()
-    monkeypatch.setattr(study, "WAYS", {**study.WAYS, "lora": fails})
+    monkeypatch.setattr(of_cells, "WAYS", {**of_cells.WAYS, "lora": fails})
     with pytest.raises(DataError, match="this one fails"):
         curve(task, [ZERO, "lora", "mix"], [2], 1, tmp_path, row=PMI, settings=ONCE, backend=backend(model))
     lines = json.loads((tmp_path / "curve.json").read_text())["lines"]
@@ -185,7 +185,7 @@ def test_a_study_whose_first_cell_fails_has_no_table(
     def fails(*_: Any) -> None:
         raise ModelError("no model answers")
 
-    monkeypatch.setattr(study, "_still", fails)
+    monkeypatch.setattr(of_cells, "still", fails)
     with pytest.raises(ModelError, match="no model answers"):
         curve(task, [ZERO], [2], 1, tmp_path, row=PMI, backend=backend(model))
     assert not (tmp_path / "curve.json").exists()

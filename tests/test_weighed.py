@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-import fewrec_prompt.curve as study
 import fewrec_prompt.mixing as mixing
+import fewrec_prompt.ways as ways
 from fewrec_prompt import tasks
 from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.cells import ZERO, read_cell
-from fewrec_prompt.curve import WEIGHED, curve
+from fewrec_prompt.curve import curve
 from fewrec_prompt.errors import FewrecError
 from fewrec_prompt.few_shot import recommender_of, shots_of
 from fewrec_prompt.mixing import fit_mix
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning.mixed import MixRecommender
+from fewrec_prompt.ways import WEIGHED
 
 PMI = RowSettings(prompt="complete", calibrate="pmi")
 HALF = {"epochs": 1, "held_out": 0.5}
@@ -46,8 +47,8 @@ def test_it_is_a_mix_of_the_adapters_scores_fitted_on_those_held_out(
     task: tasks.Task, tmp_path: Path, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, fitted = [], []
-    learn, fit = study.tune_task, mixing.fit
-    monkeypatch.setattr(study, "tune_task", lambda *a, **k: trained.append(a) or learn(*a, **k))
+    learn, fit = ways.tune_task, mixing.fit
+    monkeypatch.setattr(ways, "tune_task", lambda *a, **k: trained.append(a) or learn(*a, **k))
     monkeypatch.setattr(mixing, "fit", lambda examples, *a: fitted.append(examples) or fit(examples, *a))
     lines = curve(task, [ZERO, "lora", "lora-mix"], [6], 1, tmp_path / "out", **how)
 

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 def curve(
     task: Annotated[str, typer.Argument(help="A task file, or the name of one in ./eval or among the shipped.")],
     methods: Annotated[
-        list[str], typer.Option(help="zero, a baseline, demos, mix or any method of fewrec tune; several.")
+        list[str], typer.Option(help="zero, a baseline, demos, mix, a method of fewrec tune, or METHOD-mix; several.")
     ],
     shots: Annotated[list[int], typer.Option(help="Numbers of people to learn from; several after one flag.")],
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds draw people, weights and order.")] = 1,
