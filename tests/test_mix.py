@@ -242,6 +242,15 @@ def test_weights_that_are_too_few_for_their_names_are_refused():
         Mix.from_tensors({"weights": np.array([1.0])}, meta)
 
 
+def test_effects_come_back_too_and_have_to_be_finite():
+    found = Mix(("item effect",), (1.0,), 1.0, math.inf, 2.0, 2.0, 4, {"heat": 0.25})
+    arrays, meta = found.to_tensors()
+    meta = json.loads(json.dumps(meta))
+    assert Mix.from_tensors(arrays, meta) == found
+    with pytest.raises(DataError, match="the effect of item 'heat' is nan, and not finite"):
+        Mix.from_tensors(arrays, meta | {"effects": {"heat": math.nan}})
+
+
 def test_features_of_another_row_are_refused():
     found = Mix(("sum",), (1.0,), 1.0, math.inf, 2.0, 2.0, 4)
     with pytest.raises(DataError, match="features are judge score, but the mix is one of sum"):

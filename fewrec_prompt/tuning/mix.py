@@ -61,8 +61,12 @@ class Mix:
         weights, names = np.asarray(arrays["weights"], dtype=np.float64), tuple(meta["names"])
         if weights.shape != (len(names),) or not np.isfinite(weights).all():
             raise DataError(f"a mix of {len(names)} features needs as many finite weights, not {weights.tolist()}")
+        effects = {str(item_id): float(effect) for item_id, effect in meta.get("effects", {}).items()}
+        if wrong := [item_id for item_id, effect in effects.items() if not math.isfinite(effect)]:
+            raise DataError(f"the effect of item {wrong[0]!r} is {effects[wrong[0]]}, and not finite")
         strength = math.inf if meta["strength"] is None else meta["strength"]
-        return cls(**{**meta, "names": names, "weights": tuple(weights.tolist()), "strength": strength})
+        known = {"names": names, "weights": tuple(weights.tolist()), "strength": strength, "effects": effects}
+        return cls(**{**meta, **known})
 
 
 def fit(examples: Sequence[Example], logged: Sequence[Features], *priors: Mapping[str, float]) -> Mix:
