@@ -122,6 +122,11 @@ def test_the_command_says_what_was_learnt_and_how_to_use_it(folder: Path, tmp_pa
 
     assert found.exit_code == 0, found.output
     assert "complete pmi 0.5 twin" in found.output
+    assert "item effect" in found.output
+    assert (
+        f"items    {len(json.loads((out / 'fewrec.json').read_text())['about']['mix']['effects'])} have an effect"
+        in found.output
+    )
     assert f"fewrec eval eval/tiny.toml --adapter {out}" in found.output
     assert json.loads((out / "fewrec.json").read_text())["method"] == "mix"
     listed = CliRunner().invoke(app, ["adapters", "list", str(tmp_path)])

@@ -258,6 +258,8 @@ def _row(
 def _print_mix(mix: Mix, task: str, out: Path) -> None:
     for name, weight in zip(mix.names, mix.weights, strict=True):
         typer.echo(f"{weight:>9.4f}  {name}")
+    if mix.effects:
+        typer.echo(f"items    {len(mix.effects):,} have an effect, by what those who are learnt from took or liked")
     typer.echo(
         f"loss     {mix.prior_loss:.3f} of the row as it was, {mix.loss:.3f} of the mix, each person left out in turn"
     )
