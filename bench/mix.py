@@ -35,7 +35,7 @@ from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.significance import paired_interval
 from fewrec_prompt.study import Kept
 from fewrec_prompt.tasks import load_queries
-from fewrec_prompt.tuning.effects import takers
+from fewrec_prompt.tuning.effects import key_of, takers
 from fewrec_prompt.tuning.examples import Example, examples_of
 from fewrec_prompt.tuning.features import EFFECT, POPULARITY, effect_of, features_of, popularity_of
 from fewrec_prompt.tuning.mix import Features, fit
@@ -130,7 +130,8 @@ def _known(of_items: str | None, learn: People, test: People) -> tuple[People, P
     if of_items == EFFECT:
         others = takers(learn.examples, learn.training)
         for example, own in zip(learn.examples, heard, strict=True):
-            own |= effect_of(example.query, others.without(example.query.person))
+            keys = map(key_of, example.query.candidates)
+            own |= effect_of(example.query, others.without(example.query.person, keys))
         for example, own in zip(test.examples, asked, strict=True):
             own |= effect_of(example.query, others.effects)
     return replace(learn, logged=tuple(heard)), replace(test, logged=tuple(asked))

@@ -42,6 +42,7 @@ from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning.ahead import check_ahead
 from fewrec_prompt.tuning.examples import SMALLEST_SPLIT
+from fewrec_prompt.tuning.losses import check_answers
 from fewrec_prompt.tuning.negatives import Negatives
 from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings, unread
 from fewrec_prompt.ways import SHOWN, WAYS, WEIGHED, still
@@ -79,9 +80,9 @@ def curve(
     task = task if isinstance(task, Task) else tasks.load_task(task)
     check_methods(methods)
     check_told(metrics)
-    still = tuple(dict.fromkeys((ZERO, *(name for name in methods if name in BASELINES))))
-    if against not in still:
-        raise FewrecError(f"there is no row {against!r} to compare with; {did_you_mean(against, still)}")
+    untaught = tuple(dict.fromkeys((ZERO, *(name for name in methods if name in BASELINES))))
+    if against not in untaught:
+        raise FewrecError(f"there is no row {against!r} to compare with; {did_you_mean(against, untaught)}")
     if not shots or seeds < 1:
         raise FewrecError("a curve needs a number of people and a seed at least")
     settings, row = dict(settings or {}), row or default_row(task)
@@ -93,8 +94,8 @@ def curve(
         cache = stack.enter_context(score_cache(say))
         backend = backend or load_backend(task, numerics, say)
         study = Study(task, row, backend, tuple(metrics), out, cache, settings, say)
-        wanted = [(name, 0, 0) for name in still]
-        wanted += [(name, n, seed) for n in shots for seed in range(seeds) for name in methods if name not in still]
+        wanted = [(name, 0, 0) for name in untaught]
+        wanted += [(name, n, seed) for n in shots for seed in range(seeds) for name in methods if name not in untaught]
         wanted = list(dict.fromkeys(wanted))
         _check(study, [one for one in wanted if not _file(study, *one).is_file()])
         _claim(study)
@@ -193,7 +194,7 @@ def _check(study: Study, wanted: Sequence[tuple[str, int, int]]) -> None:
             people = study.shots_of(learns, shots, seed)
             _check_training(study, study.settings_of(learns, seed), people)
             if method in WEIGHED:
-                _check_weighed(study, method, shots, people)
+                _check_weighed(study, method, shots, seed, people)
         elif shots:
             people = study.people(shots, seed)
             if method in SHOWN:
@@ -215,15 +216,17 @@ def _check_training(study: Study, settings: Settings, people: Shots) -> None:
     Negatives(lesson.negatives, lesson.training, settings.seed)
 
 
-def _check_weighed(study: Study, method: str, shots: int, people: Shots) -> None:
-    """Raises FewrecError where nobody is held out, or more are than were asked for."""
+def _check_weighed(study: Study, method: str, shots: int, seed: int, people: Shots) -> None:
+    """Raises FewrecError where nobody is held out, more are than were asked for, or one has no answer."""
     if not people.held_out:
         raise FewrecError(
             f"{method!r} weighs its scores on people held out of {shots}, and nobody is; give more people (of "
             f"{SMALLEST_SPLIT} on some are), --held-out more than 0, or {WEIGHED[method]!r} alone"
         )
-    if len(people.learnt) + len(people.held_out) > shots:
+    if tasks.prescribed_shots(study.task, shots, seed) is not None:
         raise FewrecError(
             f"{method!r} would learn from more than {shots} rows: those that {study.task.name} holds out lie beside "
             f"them; leave {method!r} out"
         )
+    for one in people.held_out if people.loss == "listwise" else ():
+        check_answers("listwise", len(one.query.candidates), len(one.relevant), one.query.user_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import mixed
 from fewrec_prompt.tuning.adapters import learnt_from, method_of
-from fewrec_prompt.tuning.effects import judges, takers
+from fewrec_prompt.tuning.effects import Others, judges, key_of, takers
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.features import baseline_estimate, prior_of
 from fewrec_prompt.tuning.mix import Mix, fit
@@ -91,21 +90,29 @@ def fit_mix(
     """The weights of these rows, by name, from what each of them was answered for each of the people learnt from.
 
     The first row is where the weights begin, for likes and dislikes also what is known without a model. What these
-    people, and those of `also`, say of items counts, unless popularity does, which says it of everybody; nobody's own
-    is among what the own answer is foretold from. Raises DataError as `fit` does.
+    people, and those of `also`, say of items counts; of lists not where popularity does, which says it of everybody.
+    Nobody's own is among what the own answer is foretold from. Raises DataError as `fit` does.
     """
-    likes, heard_of = found.loss == "binary", (*found.learnt, *also)
-    others = judges(heard_of) if likes else takers(heard_of, found.queries.training)
-    heard = cache(others.without) if likes or popularity is None else None
-    logged = [
-        mixed.all_features(
-            rows, one.query, own, popularity, history=likes, effects=heard(one.query.person) if heard else None
-        )
-        for one, own in zip(found.learnt, answers, strict=True)
-    ]
-    priors = [prior_of(*next(iter(rows.items())))] + ([baseline_estimate()] if likes else [])
-    made = fit(found.learnt, logged, *priors)
-    return replace(made, effects=others.effects) if heard else made
+    likes, people = found.loss == "binary", (*found.learnt, *also)
+    others: Others | None = None
+    if likes:
+        others = judges(people)
+    elif popularity is None:
+        others = takers(people, found.queries.training)
+    usual = _usual(found.learnt) if likes else None
+    logged = []
+    for one, own in zip(found.learnt, answers, strict=True):
+        heard = others.without(one.query.person, map(key_of, one.query.candidates)) if others else None
+        logged.append(mixed.all_features(rows, one.query, own, popularity, usual=usual, effects=heard))
+    row = prior_of(*next(iter(rows.items())))
+    made = fit(found.learnt, logged, *((row, baseline_estimate()) if likes else (row,)))
+    return replace(made, effects=others.effects if others else {}, usual=usual or 0.0)
+
+
+def _usual(examples: Sequence[Example]) -> float:
+    """The mean rating of their histories; 0 where nothing is rated, which is as good as any."""
+    known = [rating for one in examples if (rating := one.query.mean_rating) is not None]
+    return sum(known) / len(known) if known else 0.0
 
 
 def _check_scored(rows: Sequence[RowSettings]) -> None:

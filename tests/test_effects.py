@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -13,12 +15,17 @@ from fewrec_prompt.few_shot import Shots
 from fewrec_prompt.mixing import fit_mix
 from fewrec_prompt.recommender import Answers, Recommender
 from fewrec_prompt.tuning import mixed
-from fewrec_prompt.tuning.effects import SHRINKAGE, Judges, judges, takers
+from fewrec_prompt.tuning.effects import SHRINKAGE, Judges, judges, key_of, takers
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.features import EFFECT, HISTORY, POPULARITY
 from fewrec_prompt.types import Interaction, Item, Query
 
+T = TypeVar("T")
 FILMS = {name: Item(name, name.title()) for name in ("heat", "up", "brat", "ronin")}
+
+
+def keyed(by_name: Mapping[str, T]) -> dict[str, T]:
+    return {key_of(FILMS[name]): value for name, value in by_name.items()}
 
 
 def example(person: str, rated: dict[str, float | None], asked: str, liked: bool) -> Example:
@@ -31,13 +38,13 @@ def test_labels_are_of_histories_and_answers_and_of_a_persons_rows_together() ->
         example("a", {"heat": 5.0, "up": 3.5}, "brat", True),
         example("a#2", {"brat": 4.0, "up": None}, "ronin", False),
     ]
-    assert judges(rows).liked == {"a": {"heat": True, "up": False, "brat": True, "ronin": False}}
+    assert judges(rows).liked == {"a": keyed({"heat": True, "up": False, "brat": True, "ronin": False})}
 
 
 def test_effects_worked_out_by_hand() -> None:
-    """a likes 2 of 2 and b 0 of 1, so 2/3 of all is liked; means are drawn to that by five labels, effects to 0."""
+    """a likes 2 of 2 and b 0 of 1; means are drawn to a half by five labels, effects to 0."""
     found = Judges({"a": {"heat": True, "up": True}, "b": {"heat": False}}).effects
-    of_a, of_b = (2 + 5 * 2 / 3) / 7, (0 + 5 * 2 / 3) / 6
+    of_a, of_b = (2 + 2.5) / 7, (0 + 2.5) / 6
     assert SHRINKAGE == 5
     assert found == pytest.approx({"heat": ((1 - of_a) + (0 - of_b)) / 7, "up": (1 - of_a) / 6})
     assert Judges({}).effects == {}
@@ -60,11 +67,25 @@ def test_whoever_took_something_is_counted_once_and_not_for_themselves() -> None
     whole = from_pairs(FILMS, [("a", "heat"), ("a", "up"), ("b", "up")])
     up, answer = (Interaction(FILMS["up"]),), (FILMS["ronin"], FILMS["brat"])
     rows = [Example(Query(name, up, answer), (1,)) for name in ("a", "a#2", "b")]
-    found = takers(rows, whole)
-    assert found.effects == pytest.approx({"heat": math.log(2), "up": math.log(3), "brat": math.log(3)})
-    assert found.without("a") == pytest.approx({"heat": 0.0, "up": math.log(2), "brat": math.log(2)})
-    assert found.without("b") == pytest.approx(takers(rows[:2], whole).effects | {"heat": math.log(2)})
-    assert takers(rows, None).effects == pytest.approx({"up": math.log(3), "brat": math.log(3)})
+    found, keys = takers(rows, whole), list(keyed(FILMS))
+    assert found.effects == pytest.approx(keyed({"heat": math.log(2), "up": math.log(3), "brat": math.log(3)}))
+    expected = keyed({"heat": 0.0, "up": math.log(2), "brat": math.log(2), "ronin": 0.0})
+    assert found.without("a", keys) == pytest.approx(expected)
+    assert found.without("b", keys) == pytest.approx(takers(rows[:2], whole).effects | keyed({"ronin": 0.0}))
+    assert found.without("nobody", keys[:1]) == pytest.approx(keyed({"heat": math.log(2)}))
+    assert takers(rows, None).effects == pytest.approx(keyed({"up": math.log(3), "brat": math.log(3)}))
+
+
+def test_who_judged_is_left_out_as_if_never_heard() -> None:
+    liked = {"a": {"heat": True, "up": False}, "b": {"heat": False}, "c": {"heat": True, "up": True}}
+    for name in liked:
+        rest = Judges({other: own for other, own in liked.items() if other != name}).effects
+        assert Judges(liked).without(name, ["heat", "up", "brat"]) == pytest.approx({"brat": 0.0, "up": 0.0} | rest)
+
+
+def test_the_same_id_in_other_data_is_another_item() -> None:
+    assert key_of(FILMS["heat"]) == key_of(Item("heat", "Heat", (("year", 1995),)))
+    assert len({key_of(FILMS["heat"]), key_of(Item("heat", "Up")), key_of(Item("up", "Heat"))}) == 3
 
 
 def shots() -> Shots:
@@ -102,14 +123,14 @@ def test_an_own_label_is_never_among_what_it_is_foretold_from(
     assert before[0] == after[0] != 0
     asked_heat = [n for n in range(1, 40) if n % 4 < 2]
     assert all(before[n] > after[n] for n in asked_heat)
-    assert before[0] == judges(found.learnt).without("u0")["heat"]
+    assert before[0] == judges(found.learnt).without("u0", keyed({"heat": 0}))[key_of(FILMS["heat"])]
 
 
 def test_a_mix_learns_what_others_liked_and_ranks_strangers_by_it(row: dict[str, Recommender]) -> None:
     made = fit_mix(shots(), row, [[None]] * 40)  # type: ignore[list-item]
     assert made.names == ("row score", HISTORY, EFFECT)
     assert made.weights[2] > 0
-    assert set(made.effects) == set(FILMS)
+    assert set(made.effects) == set(keyed(FILMS))
     scores = {}
     answers: list[Answers] = [None]  # type: ignore[list-item]
     for name in ("heat", "up", "unknown"):
@@ -139,7 +160,7 @@ def test_a_mix_of_lists_learns_what_others_took(row_of_lists: dict[str, Recommen
     found = lists()
     made = fit_mix(found, row_of_lists, [[None]] * 40)  # type: ignore[list-item]
     assert made.names == ("row score", EFFECT)
-    assert made.effects == pytest.approx({"heat": math.log(41), "brat": math.log(41)})
+    assert made.effects == pytest.approx(keyed({"heat": math.log(41), "brat": math.log(41)}))
     query = Query("stranger", (), found.learnt[0].query.candidates)
     scores = mixed.MixRecommender(row_of_lists, made).scores(query, [None])  # type: ignore[list-item]
     assert scores.argmax() == 0
@@ -152,3 +173,15 @@ def test_an_own_answer_is_not_counted_for_itself(row_of_lists: dict[str, Recomme
     """One person alone: nobody else took anything, so nothing is to be learnt from it."""
     made = fit_mix(lists(1), row_of_lists, [[None]])  # type: ignore[list-item]
     assert dict(zip(made.names, made.weights, strict=True))[EFFECT] == 0.0
+
+
+def test_whose_history_has_no_rating_is_taken_for_anybody(row: dict[str, Recommender]) -> None:
+    """And not for who likes nothing: the mean of those learnt from stands for them."""
+    made = fit_mix(shots(), row, [[None]] * 40)  # type: ignore[list-item]
+    assert made.usual == 3.0
+    scores = []
+    for rated in ({}, {"brat": 3.0}, {"brat": 1.0}):
+        asked = example("stranger", rated, "up", True).query
+        scores.append(mixed.MixRecommender(row, made).scores(asked, [None])[0])  # type: ignore[list-item]
+    assert scores[0] == scores[1]
+    assert made.weights[1] == pytest.approx((scores[1] - scores[2]) / 2)

@@ -49,8 +49,8 @@ def test_one_weight_is_where_the_slope_is_zero_worked_out_by_hand():
     problem, spread = mix._problem(examples, [{"x": np.array([3.0, 1.0])}] * 4, ["x"])
     assert spread.tolist() == [1.0]
 
-    (free,) = mix._fitted(problem, np.array([0.1]), 1e-12)
-    (pulled,) = mix._fitted(problem, np.array([0.1]), 5.0)
+    (free,) = mix._fitted(problem, np.array([0.1]), np.array(1e-12))
+    (pulled,) = mix._fitted(problem, np.array([0.1]), np.array(5.0))
 
     assert free == pytest.approx(math.log(3) / 2)
     assert 5.0 * (pulled - 0.1) == pytest.approx(8 / (1 + math.exp(2 * pulled)) - 2)
@@ -67,15 +67,17 @@ def test_a_person_left_out_is_left_out_as_if_never_asked(names: str):
     problem, _ = mix._problem(examples, logged, list(logged[0]))
     start = np.array([0.5, -0.2, 0.0, 0.0])
 
-    left_out = mix._left_out(problem, start, 3.0, mix._fitted(problem, start, 3.0))
+    pull, n_people = np.array(3.0), problem.whose.max() + 1
+    together = mix._fitted(problem, start, pull)
+    left_out = mix._left_out(problem, start[None], np.repeat(pull, n_people), together)
 
     whose = np.array([*names] if len(set(names)) > 1 else [*map(str, range(7))])
     for place in range(7):
         others = whose != whose[place]
         rest = mix._Problem(problem.features[others], problem.targets[others], problem.there[others], np.zeros(0, int))
-        alone = problem.losses(mix._fitted(rest, start, 3.0))[place]
+        alone = problem.losses(mix._fitted(rest, start, pull)[None])[0, place]
         assert left_out[place] == pytest.approx(alone, abs=1e-4)
-    assert np.abs(left_out - problem.losses(mix._fitted(problem, start, 3.0))).max() > 0.1, "it makes a difference"
+    assert np.abs(left_out - problem.losses(together[None])[0]).max() > 0.1, "it makes a difference"
 
 
 def test_what_many_people_go_by_is_found_in_the_units_of_the_features():
@@ -99,7 +101,7 @@ def test_four_people_cost_a_prior_that_is_right_next_to_nothing_and_free_weights
         examples, logged = people(4, truth, seed)
         found = fit(examples, logged, PRIOR)
         problem, spread = mix._problem(examples, logged, list(logged[0]))
-        loose = mix._fitted(problem, np.zeros(4), 0.01) / spread
+        loose = mix._fitted(problem, np.zeros(4), np.array(0.01)) / spread
         for scores, into in ((found.weights, learnt), (loose, free), ((1.0, -0.5, 0.0, 0.0), prior)):
             into.append(np.mean([places(one, scores, features) for one, features in zip(asked, log, strict=True)]))
     assert np.mean(learnt) < np.mean(prior) + 0.4
@@ -116,10 +118,45 @@ def test_four_who_contradict_a_prior_do_not_turn_it_around_by_its_scale():
     examples, logged = people(4, {"sum": -3.0}, seed=1)
     problem, spread = mix._problem(examples, logged, list(logged[0]))
 
-    scale, start = mix._scaled(problem, np.array([1.0, 0.0, 0.0, 0.0]) * spread)
+    (scale,), of_others = mix._scales(problem, np.array([1.0, 0.0, 0.0, 0.0]) * spread)
 
     assert scale == pytest.approx(min(mix.SCALES))
-    assert start[0] > 0
+    assert of_others.tolist() == pytest.approx([min(mix.SCALES)] * 4)
+
+
+def test_a_priors_scale_is_what_it_is_worth_to_the_others():
+    """Of eight people one contradicts the rest, who would be surer without."""
+    examples, logged = people(8, {"sum": 3.0}, seed=1)
+    problem, spread = mix._problem(examples, logged, list(logged[0]))
+    unit = np.array([1.0, 0.0, 0.0, 0.0]) * spread / problem.deviation(np.array([1.0, 0.0, 0.0, 0.0]) * spread)
+
+    _, of_others = mix._scales(problem, unit)
+
+    for place in range(8):
+        rest = [at for at in range(8) if at != place]
+        alone, _ = mix._problem([examples[at] for at in rest], [logged[at] for at in rest], list(logged[0]))
+        alone = replace(alone, features=problem.features[rest])  # in the units that all have
+        assert mix._scales(alone, unit)[0].item() == of_others[place]
+    assert len(set(of_others.tolist())) > 1
+
+
+def test_a_prior_that_tells_nobody_apart_has_no_say_and_no_weight_without_bounds():
+    """Sixteen who all like what they know are asked about things of which nothing is known: one column for all."""
+    film = Item("1", "Film")
+    examples = [Example(Query(f"u{n}", (), (film,)), (0,) if n % 2 else ()) for n in range(16)]
+    logged = [
+        {"row": np.array([2.0 if n % 2 else 1.0]), "history": np.array([5.0]), "effect": np.zeros(1)} for n in range(16)
+    ]
+    flat = {"history": 0.25, "effect": 1.0}
+
+    both, alone, only = (fit(examples, logged, *priors) for priors in (({"row": 1.0}, flat), ({"row": 1.0},), (flat,)))
+
+    assert both.weights == alone.weights
+    assert both.weights[0] > 0
+    assert max(map(abs, both.weights + only.weights)) < 100
+    one = fit(examples[:1], logged[:1], {"row": 1.0}, flat)
+    assert one.weights[0] > 0, "from one answer the row ranks as it did"
+    assert max(map(abs, one.weights)) < 100
 
 
 def test_few_people_who_contradict_a_prior_do_not_overrule_it():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -129,9 +130,20 @@ def test_the_command_says_what_was_learnt_and_how_to_use_it(folder: Path, tmp_pa
     )
     assert f"fewrec eval eval/tiny.toml --adapter {out}" in found.output
     assert json.loads((out / "fewrec.json").read_text())["method"] == "mix"
+    shown = CliRunner().invoke(app, ["adapters", "show", str(out)])
+    assert re.fullmatch(r"of \d+ items", json.loads(shown.stdout)["about"]["mix"]["effects"]), "and not each of them"
     listed = CliRunner().invoke(app, ["adapters", "list", str(tmp_path)])
     assert listed.exit_code == 0, listed.output
     assert listed.stdout.splitlines()[1].split()[:3] == ["mix", "mix", "tiny"]
+
+
+def test_a_note_that_could_not_be_read_again_is_not_written(
+    backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "LARGEST_NOTE", 500)
+    with pytest.raises(AdapterError, match="its note would be larger than 500 bytes"):
+        tune_mix("eval/tiny.toml", 3, tmp_path / "mix", backend=backend)
+    assert not any(tmp_path.iterdir())
 
 
 def test_popularity_belongs_to_a_mix() -> None:

@@ -30,6 +30,7 @@ from fewrec_prompt.mixing import tune_mix
 from fewrec_prompt.rendering import Render
 from fewrec_prompt.significance import Bootstrapped
 from fewrec_prompt.tuning import adapters
+from fewrec_prompt.tuning.effects import key_of
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.mix import fit
 from fewrec_prompt.tuning.mixed import MixRecommender
@@ -286,7 +287,7 @@ def test_a_mix_of_rows_keeps_what_others_liked_and_ranks_the_same_from_its_folde
     task, backend, out = task_of(model), causal.load(str(model), Numerics("fp32", "cpu")), tmp_path / "mix"
     made = tune_mix(task, 8, out, backend=backend)
     assert made.names[-2:] == ("history rating", "item effect")
-    assert set(made.effects) == {str(n) for n in range(7)}
+    assert set(made.effects) == {key_of(Item(str(n), f"Film {n} (1990)")) for n in range(7)}
     run = evaluate(Options(adapters=(out,)).applied(task), out=tmp_path / "run", backend=backend)
     found = {
         (one["user_id"], one["item_id"]): one["score"]

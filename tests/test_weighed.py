@@ -20,6 +20,7 @@ from fewrec_prompt.errors import FewrecError
 from fewrec_prompt.few_shot import recommender_of, shots_of
 from fewrec_prompt.mixing import fit_mix
 from fewrec_prompt.task_settings import RowSettings
+from fewrec_prompt.tuning.effects import key_of
 from fewrec_prompt.tuning.mixed import MixRecommender
 from fewrec_prompt.ways import WEIGHED
 
@@ -61,7 +62,7 @@ def test_it_is_a_mix_of_the_adapters_scores_fitted_on_those_held_out(
     asking = recommender_of(task, PMI, how["backend"]).adapted(tmp_path / "out" / "adapters" / "lora-6-0")
     answers = [[asking.answers(one.query)] for one in people.held_out]
     mix = fit_mix(replace(people, learnt=people.held_out), {"complete": asking}, answers, also=people.learnt)
-    known = {seen.item.id for one in people.learnt + people.held_out for seen in one.query.history}
+    known = {key_of(seen.item) for one in people.learnt + people.held_out for seen in one.query.history}
     assert known <= set(mix.effects), "of items all of them are heard"
     lora, weighed = (read_cell(tmp_path / "out" / "cells" / f"{name}-6-0.json") for name in ("lora", "lora-mix"))
     assert weighed.n_weights == lora.n_weights + len(mix.names) + len(mix.effects)

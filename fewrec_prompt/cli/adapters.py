@@ -64,7 +64,10 @@ def show(folder: Annotated[Path, typer.Argument(help="An adapter folder.")]) -> 
 
     found = read(folder)
     shapes = {name: list(values.shape) for name, values in sorted(found.tensors.items())}
-    whole = {"method": found.method, "sha256": found.sha256, "bound": found.bound, "about": found.about}
+    about = dict(found.about)
+    if mix := about.get("mix"):
+        about["mix"] = mix | {"effects": f"of {len(mix.get('effects', ())):,} items"}  # too many to be looked at
+    whole = {"method": found.method, "sha256": found.sha256, "bound": found.bound, "about": about}
     typer.echo(json.dumps(whole | {"weights": shapes}, indent=1, ensure_ascii=False))
 
 

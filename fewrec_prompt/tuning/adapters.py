@@ -128,8 +128,13 @@ def save(
             "probes": {name: _probes_out(own) for name, own in (probes or {}).items()},
         }
         note = _plain(note)
-        text = json.dumps(note | {"seal": _seal(note)}, indent=1, allow_nan=False)
-        (part / NOTE).write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(note | {"seal": _seal(note)}, indent=1, allow_nan=False) + "\n"
+        if len(text.encode()) > LARGEST_NOTE:
+            raise AdapterError(
+                f"{folder}: its note would be larger than {LARGEST_NOTE:,} bytes, which is not read again; learn from "
+                "fewer people"
+            )
+        (part / NOTE).write_text(text, encoding="utf-8")
     return folder
 
 

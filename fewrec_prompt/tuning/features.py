@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fewrec_prompt.recommender import Answers, Recommender
+from fewrec_prompt.tuning.effects import key_of
 from fewrec_prompt.tuning.mix import Floats
 from fewrec_prompt.types import Query
 
@@ -59,14 +60,17 @@ def baseline_estimate() -> dict[str, float]:
     return {HISTORY: 1 / (MOST_STARS - 1), EFFECT: 1.0}
 
 
-def history_of(query: Query) -> dict[str, Floats]:
-    """How much of the history was liked, the same for all candidates: it counts where questions are compared."""
-    return {HISTORY: np.full(len(query.candidates), query.mean_rating or 0.0)}
+def history_of(query: Query, usual: float) -> dict[str, Floats]:
+    """How much of the history was liked, the same for all candidates: it counts where questions are compared.
+
+    `usual` is what other people's histories have, for one without a rating.
+    """
+    return {HISTORY: np.full(len(query.candidates), usual if query.mean_rating is None else query.mean_rating)}
 
 
 def effect_of(query: Query, effects: Mapping[str, float]) -> dict[str, Floats]:
     """What others say of each candidate by itself; 0 for what none of them took or judged."""
-    return {EFFECT: np.array([effects.get(item.id, 0.0) for item in query.candidates])}
+    return {EFFECT: np.array([effects.get(key_of(item), 0.0) for item in query.candidates])}
 
 
 def popularity_of(query: Query, counts: Mapping[str, int]) -> dict[str, Floats]:

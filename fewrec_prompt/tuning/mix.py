@@ -42,8 +42,9 @@ class Mix:
     strength: float  # that has most; inf: the prior as it is
     loss: float  # nats a question, each person left out in turn
     prior_loss: float  # the same of the first prior
-    n_users: int
-    effects: Mapping[str, float] = field(default_factory=dict)  # of items, where they are a feature
+    n_users: int  # questions: of likes and dislikes a person may have several
+    effects: Mapping[str, float] = field(default_factory=dict)  # of items by their keys, where they are a feature
+    usual: float = 0.0  # the history rating of who has none, where it is a feature
 
     def scores(self, features: Features) -> Floats:
         """Scores (n_candidates,). Raises DataError for features that are not those it was fitted on."""
@@ -64,6 +65,8 @@ class Mix:
         effects = {str(item_id): float(effect) for item_id, effect in meta.get("effects", {}).items()}
         if wrong := [item_id for item_id, effect in effects.items() if not math.isfinite(effect)]:
             raise DataError(f"the effect of item {wrong[0]!r} is {effects[wrong[0]]}, and not finite")
+        if "item effect" in names and not effects:
+            raise DataError("a mix that weighs item effects needs them, and knows none")
         strength = math.inf if meta["strength"] is None else meta["strength"]
         known = {"names": names, "weights": tuple(weights.tolist()), "strength": strength, "effects": effects}
         return cls(**{**meta, **known})
@@ -86,6 +89,7 @@ def fit(examples: Sequence[Example], logged: Sequence[Features], *priors: Mappin
     names = _checked(examples, logged, priors)
     problem, spread = _problem(examples, logged, names)
     directions = [np.array([prior.get(name, 0.0) for name in names]) * spread for prior in priors]
+    directions = [one for one in directions if problem.deviation(one) > _TINY] or directions[:1]
     ways = [way for direction in directions for way in _ways(problem, direction)]
     losses = np.array([way.losses for way in ways])
     shares = _shares(losses.sum(1))
@@ -113,14 +117,21 @@ class _Way:
 
 def _ways(problem: _Problem, direction: Floats) -> list[_Way]:
     """A prior as it is, and what is fitted near it with each strength."""
-    scale, start = _scaled(problem, direction)
-    found = [_Way(math.inf, start, problem.losses(start))]
+    unit = direction / (problem.deviation(direction) or 1.0)
+    (scale,), of_others = _scales(problem, unit)
+    places = np.arange(len(problem.whose))
+    as_it_is = problem.losses(of_others[:, None] * unit)[problem.whose, places]
+    found = [_Way(math.inf, scale * unit, as_it_is)]
     for strength in STRENGTHS:
-        # A prior that few people agree with is scaled down, and must not become easy to overrule by that.
-        pull = strength / min(1.0, scale) ** 2
-        weights = _fitted(problem, start, pull)
-        found.append(_Way(strength, weights, _left_out(problem, start, pull, weights)))
+        weights = _fitted(problem, scale * unit, _pull(strength, scale))
+        losses = _left_out(problem, of_others[:, None] * unit, _pull(strength, of_others), weights)
+        found.append(_Way(strength, weights, losses))
     return found
+
+
+def _pull(strength: float, scale: Floats) -> Floats:
+    """A prior that few people agree with is scaled down, and must not become easy to overrule by that."""
+    return np.asarray(strength / np.minimum(1.0, scale) ** 2)
 
 
 def _against_the_mean(examples: Sequence[Example], logged: Sequence[Features]) -> tuple[list[Example], list[Features]]:
@@ -152,12 +163,12 @@ class _Problem:
     there: npt.NDArray[np.bool_]
     whose: npt.NDArray[np.intp]  # (n,), from 0: what is left out together
 
-    def losses(self, weights: Floats) -> Floats:
-        """Cross-entropy (n,) of each question's answer in nats."""
-        return np.asarray(self.all_losses(weights[None])[0])
+    def deviation(self, weights: Floats) -> float:
+        """Standard deviation of the scores within lists."""
+        return float((self.features[self.there] @ weights).std())
 
-    def all_losses(self, weights: Floats) -> Floats:
-        """The same (f, n) under the weights (f, p) of several fits."""
+    def losses(self, weights: Floats) -> Floats:
+        """Cross-entropy (f, n) in nats of each question's answer under the weights (f, p) of several fits."""
         logits = self._logits(weights)
         top = logits.max(1)
         norm = top + np.log(np.exp(logits - top[:, None]).sum(1))
@@ -206,18 +217,18 @@ def _whose(examples: Sequence[Example]) -> npt.NDArray[np.intp]:
     return np.arange(len(people)) if alone else np.unique(people, return_inverse=True)[1]
 
 
-def _scaled(problem: _Problem, direction: Floats) -> tuple[float, Floats]:
-    """What the prior's scores are worth to these people, in nats a standard deviation, and weights that say so.
+def _scales(problem: _Problem, unit: Floats) -> tuple[Floats, Floats]:
+    """What the prior's scores are worth, in nats a standard deviation: to all, (1,), and to all but each, (n_people,).
 
-    It is one of SCALES: never nothing, and never below.
+    They are of SCALES: never nothing, and never below.
     """
-    unit = direction / max(float((problem.features[problem.there] @ direction).std()), _TINY)
-    losses = problem.all_losses(SCALES[:, None] * unit).sum(-1)
-    scale = float(SCALES[int(losses.argmin())])
-    return scale, scale * unit
+    losses = problem.losses(SCALES[:, None] * unit)  # (n_scales, n)
+    own = np.stack([losses[:, problem.whose == person].sum(1) for person in range(problem.whose.max() + 1)])
+    everybody = losses.sum(1)
+    return SCALES[everybody.argmin()][None], SCALES[(everybody - own).argmin(1)]
 
 
-def _fitted(problem: _Problem, start: Floats, strength: float) -> Floats:
+def _fitted(problem: _Problem, start: Floats, strength: Floats) -> Floats:
     """The weights of least penalised loss, by Newton steps; the loss is convex, so there is one such place."""
     weights = start
     for _ in range(_MOST_STEPS):
@@ -229,8 +240,9 @@ def _fitted(problem: _Problem, start: Floats, strength: float) -> Floats:
     return weights
 
 
-def _left_out(problem: _Problem, start: Floats, strength: float, together: Floats) -> Floats:
-    """Each question's loss (n,) under the weights that other people's lead to; `together` is where all of them do.
+def _left_out(problem: _Problem, starts: Floats, strengths: Floats, together: Floats) -> Floats:
+    """Each question's loss (n,) under the weights that other people's lead to, from their start (n_people, p), pulled
+    to it with their strength (n_people,); `together` is where all of them lead to.
 
     Those fits, one for each person, are made at once, from there on. The first step is the usual approximation of
     leaving one out (Rad & Maleki 2020, arXiv 1801.10243); it is good for many people, and it is for few that this
@@ -242,17 +254,17 @@ def _left_out(problem: _Problem, start: Floats, strength: float, together: Float
     for _ in range(_MOST_STEPS):
         slopes, curvatures = problem.derivatives(weights)
         heard = np.einsum("fn,fnp->fp", others, slopes), np.einsum("fn,fnpq->fpq", others, curvatures)
-        step = _step(*heard, weights - start, strength)
+        step = _step(*heard, weights - starts, strengths)
         weights = weights - step
         if np.abs(step).max() < _CLOSE:
             break
-    return np.asarray(problem.all_losses(weights)[problem.whose, np.arange(n)])
+    return np.asarray(problem.losses(weights)[problem.whose, np.arange(n)])
 
 
-def _step(slope: Floats, curvature: Floats, moved: Floats, strength: float) -> Floats:
+def _step(slope: Floats, curvature: Floats, moved: Floats, strength: Floats) -> Floats:
     """A Newton step (…, p) of the penalised loss, no longer than LONGEST: far from the least it would be too long."""
-    pulled = curvature + strength * np.eye(slope.shape[-1])
-    step = np.linalg.solve(pulled, (slope + strength * moved)[..., None])[..., 0]
+    pulled = curvature + strength[..., None, None] * np.eye(slope.shape[-1])
+    step = np.linalg.solve(pulled, (slope + strength[..., None] * moved)[..., None])[..., 0]
     length = np.linalg.norm(step, axis=-1, keepdims=True)
     return np.asarray(step * np.minimum(1.0, LONGEST / np.maximum(length, LONGEST)))
 

@@ -39,10 +39,9 @@ class MixRecommender:
     def scores(self, query: Query, answers: Sequence[Answers]) -> Floats:
         """Scores (n_candidates,) from what each row was answered."""
         names = self.mix.names
+        usual = self.mix.usual if HISTORY in names else None
         effects = self.mix.effects if EFFECT in names else None
-        return self.mix.scores(
-            all_features(self.rows, query, answers, self.counts, history=HISTORY in names, effects=effects)
-        )
+        return self.mix.scores(all_features(self.rows, query, answers, self.counts, usual=usual, effects=effects))
 
 
 def all_features(
@@ -51,15 +50,15 @@ def all_features(
     answers: Sequence[Answers],
     counts: Mapping[str, int] | None = None,
     *,
-    history: bool = False,
+    usual: float | None = None,
     effects: Mapping[str, float] | None = None,
 ) -> Features:
     """The features of a query that several rows were asked; with counts popularity, too, with effects those of items,
-    and what the history says."""
+    with what histories usually have what this one has."""
     found: dict[str, Floats] = {}
     for (name, row), own in zip(rows.items(), answers, strict=True):
         found |= features_of(name, row, own)
-    found |= history_of(query) if history else {}
+    found |= history_of(query, usual) if usual is not None else {}
     found |= effect_of(query, effects) if effects is not None else {}
     return found | (popularity_of(query, counts) if counts is not None else {})
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,11 +46,8 @@ class OverAnswers:
     """What each person took, among candidates: the task's own questions."""
 
     lesson: Lesson
-    settings: Settings
-
-    @cached_property
-    def negatives(self) -> Negatives:
-        return Negatives(self.lesson.negatives, self.lesson.training, self.settings.seed)
+    negatives: Negatives
+    questions: int
 
     def ask(self, draws: Sequence[Draw], turn: int, recommender: Recommender) -> list[Example]:
         people = [self.lesson.examples[draw.place] for draw in draws]
@@ -60,7 +56,7 @@ class OverAnswers:
 
     def _back(self, draw: Draw) -> int:
         """How many things before the answer this draw asks about: another one every turn, all of them in every turn."""
-        return (draw.place + draw.turn) % self.settings.questions
+        return (draw.place + draw.turn) % self.questions
 
     def loss(self, recommender: Recommender, example: Example, log_scale: torch.Tensor) -> torch.Tensor:
         asker = graded(recommender)
@@ -79,11 +75,7 @@ class OverHistories:
     """Stretches of each person's history, title by title: no answer is looked at, so scores have no scale."""
 
     lesson: Lesson
-    settings: Settings
-
-    @cached_property
-    def histories(self) -> Histories:
-        return self.lesson.histories(self.settings.seed)
+    histories: Histories
 
     def ask(self, draws: Sequence[Draw], turn: int, _recommender: Recommender) -> list[Example]:
         return self.histories([self.lesson.examples[draw.place] for draw in draws], turn)
@@ -100,8 +92,12 @@ class OverHistories:
 
 
 def kinds_of(lesson: Lesson, settings: Settings) -> Mapping[PassName, Kind]:
-    """The kinds of pass over a task, by what the settings call them."""
-    return {"answers": OverAnswers(lesson, settings), "histories": OverHistories(lesson, settings)}
+    """The kinds of pass over a task, by what the settings call them. Raises DataError as Negatives do."""
+    negatives = Negatives(lesson.negatives, lesson.training, settings.seed)
+    return {
+        "answers": OverAnswers(lesson, negatives, settings.questions),
+        "histories": OverHistories(lesson, lesson.histories(settings.seed)),
+    }
 
 
 @dataclass(frozen=True, slots=True)
