@@ -118,13 +118,13 @@ def check_methods(methods: Sequence[str]) -> None:
 
 
 def _check_read(methods: Sequence[str], settings: Mapping[str, Any]) -> None:
-    """Raises FewrecError for a setting that none of the methods reads."""
-    for name in unread(ZERO, settings):
-        if all(name in unread(WEIGHED.get(method, method), settings) for method in methods):
-            called = name.replace("_", "-")
-            raise FewrecError(
-                f"none of {', '.join(methods)} makes use of {called}; leave {called} out, or name a method that does"
-            )
+    """Raises FewrecError for settings that none of the methods reads."""
+    ignored = [unread(WEIGHED.get(method, method), settings) for method in methods]
+    if none_reads := [name for name in unread(ZERO, settings) if all(name in names for names in ignored)]:
+        called = ", ".join(none_reads).replace("_", "-")
+        raise FewrecError(
+            f"none of {', '.join(methods)} makes use of {called}; leave {called} out, or name a method that does"
+        )
 
 
 def _claim(study: Study) -> None:

@@ -117,7 +117,7 @@ def test_what_would_stop_a_later_cell_stops_the_study_before_the_first(
 def test_a_setting_that_no_method_reads_is_refused_by_name(task: tasks.Task, model: Path, tmp_path: Path) -> None:
     """But not in a study that goes on: there it is what the others were told."""
     how: dict[str, Any] = {"row": PMI, "settings": ONCE | {"warm_up": 1}, "backend": backend(model)}
-    with pytest.raises(FewrecError, match=r"none of zero, demos, mix makes use of epochs; leave epochs out"):
+    with pytest.raises(FewrecError, match=r"none of zero, demos, mix makes use of epochs, warm-up, held-out; leave"):
         curve(task, [ZERO, "demos", "mix"], [2], 1, tmp_path / "out", **how)
     assert not (tmp_path / "out").exists()
     with pytest.raises(FewrecError, match=r"none of zero, head makes use of warm-up"):
