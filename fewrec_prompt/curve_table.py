@@ -100,7 +100,7 @@ def _curves(lines: Sequence[Line], metric: str) -> str:
         own = sorted((line for line in lines if line.method == method), key=lambda line: line.shots)
         at = [(line, line.shots) for line in own] if own[0].shots else [(own[0], shots) for shots in every]
         series.append(charts.Series(method, tuple(_point(line, shots) for line, shots in at)))
-    x = charts.Axis("people learnt from, each step twice as many", lambda at: f"{2**at:.0f}")
+    x = charts.Axis("people learnt from, on a logarithmic scale", lambda at: f"{2**at:.0f}")
     y = charts.Axis(metric, lambda value: figure(metric, value))
     return charts.lines(f"{metric} by people learnt from", "means and 95 % intervals over test users", series, x, y)
 
