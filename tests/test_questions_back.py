@@ -16,7 +16,7 @@ from fewrec_prompt.cli import app
 from fewrec_prompt.errors import DataError, FewrecError
 from fewrec_prompt.few_shot import tune_task
 from fewrec_prompt.task_settings import RowSettings
-from fewrec_prompt.tuning import loop
+from fewrec_prompt.tuning import passes
 from fewrec_prompt.tuning.examples import Example, stepped_back
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Interaction, Item, Query
@@ -81,15 +81,15 @@ def test_everybody_is_asked_all_questions_one_a_pass(tmp_path: Path, monkeypatch
         asked[one.query.user_id].append(back)
         return stepped_back(one, back)
 
-    monkeypatch.setattr(loop, "stepped_back", seen)
+    monkeypatch.setattr(passes, "stepped_back", seen)
     row = RowSettings(prompt="complete")
     model = causal.load(str(save_model(tmp_path / "model")))
     settings = Settings("lora", epochs=3, questions=3, held_out=0.0)
     tuned = tune_task("eval/tiny.toml", settings, 3, tmp_path / "x", row=row, backend=model)
     assert len(asked) == 3
-    for first, *passes in asked.values():
-        assert sorted(passes) == [0, 1, 2]
-        assert first == passes[0]  # the loss before training is of the questions of the first pass
+    for first, *later in asked.values():
+        assert sorted(later) == [0, 1, 2]
+        assert first == later[0]  # the loss before training is of the questions of the first pass
     assert {backs[0] for backs in asked.values()} == {0, 1, 2}
     assert tuned.settings.questions == 3
 
