@@ -26,13 +26,7 @@ from fewrec_prompt.curve_table import Line, picture, table
 from fewrec_prompt.display import figure
 from fewrec_prompt.errors import FewrecError, RunError, did_you_mean
 from fewrec_prompt.evaluation import load_backend
-from fewrec_prompt.few_shot import (
-    Shots,
-    check_apart,
-    default_row,
-    lesson_of,
-    with_demos,
-)
+from fewrec_prompt.few_shot import Shots, check_apart, default_row, lesson_of, with_demos
 from fewrec_prompt.files import write_text
 from fewrec_prompt.labelling import check_row, labels_of
 from fewrec_prompt.runs import dump

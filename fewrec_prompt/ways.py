@@ -11,12 +11,7 @@ from fewrec_prompt.assets import counted
 from fewrec_prompt.baselines import BASELINES
 from fewrec_prompt.cells import ZERO, Cell, name_of
 from fewrec_prompt.demos import DemosName
-from fewrec_prompt.few_shot import (
-    recommender_of,
-    trainable,
-    tune_task,
-    with_demos,
-)
+from fewrec_prompt.few_shot import recommender_of, trainable, tune_task, with_demos
 from fewrec_prompt.labelling import tune_classifier
 from fewrec_prompt.mixing import fit_mix
 from fewrec_prompt.recommender import Recommender
@@ -45,8 +40,7 @@ def _mix(study: Study, shots: int, seed: int) -> Cell:
     answers = [[study.start.answers(one.query)] for one in people]
     begin = time.perf_counter()
     made = fit_mix(found, rows, answers)
-    n_weights = len(made.names) + len(made.effects)
-    about: dict[str, Any] = {"n_weights": n_weights, "train_seconds": round(time.perf_counter() - begin, 4)}
+    about: dict[str, Any] = {"n_weights": made.n_weights, "train_seconds": round(time.perf_counter() - begin, 4)}
     note = f"prior counts {made.prior_share:.2f}"
     return study.cell("mix", shots, seed, MixRecommender(rows, made).rank, note=note, **about)
 
@@ -86,7 +80,7 @@ def _weighed(method: str, below: str) -> Callable[[Study, int, int], Cell]:
         mix = fit_mix(replace(found, learnt=found.held_out), rows, answers, also=found.learnt)
         about = dict(made.about)
         about["train_seconds"] += round(time.perf_counter() - begin, 4)
-        about["n_weights"] += len(mix.names) + len(mix.effects)
+        about["n_weights"] += mix.n_weights
         return study.cell(method, shots, seed, MixRecommender(rows, mix).rank, made.kept, **about)
 
     return run

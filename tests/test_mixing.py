@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
 from fewrec_prompt.tasks import load_task
 from fewrec_prompt.tuning import adapters, mixed
+from fewrec_prompt.tuning.mix import Mix
 from fewrec_prompt.tuning.settings import Settings
 
 PMI, JUDGE = RowSettings(prompt="complete", calibrate="pmi", alpha=0.5), RowSettings(prompt="judge")
@@ -144,6 +146,15 @@ def test_a_note_that_could_not_be_read_again_is_not_written(
     with pytest.raises(AdapterError, match="its note would be larger than 500 bytes"):
         tune_mix("eval/tiny.toml", 3, tmp_path / "mix", backend=backend)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_mix_that_lost_its_effects_is_refused(backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every item would be as good as one that nobody took."""
+    real = Mix.to_tensors
+    monkeypatch.setattr(Mix, "to_tensors", lambda self: real(replace(self, effects={})))
+    tune_mix("eval/tiny.toml", 3, tmp_path / "mix", backend=backend)
+    with pytest.raises(AdapterError, match="mix: weighs item effects, and knows none"):
+        evaluate("eval/tiny.toml", Options(adapters=(tmp_path / "mix",)), out=tmp_path / "run", backend=backend)
 
 
 def test_popularity_belongs_to_a_mix() -> None:

@@ -46,6 +46,11 @@ class Mix:
     effects: Mapping[str, float] = field(default_factory=dict)  # of items by their keys, where they are a feature
     usual: float = 0.0  # the history rating of who has none, where it is a feature
 
+    @property
+    def n_weights(self) -> int:
+        """How many numbers were learnt: weights, and what is known of items."""
+        return len(self.names) + len(self.effects)
+
     def scores(self, features: Features) -> Floats:
         """Scores (n_candidates,). Raises DataError for features that are not those it was fitted on."""
         return np.asarray(_columns(features, self.names) @ np.array(self.weights))
@@ -65,8 +70,6 @@ class Mix:
         effects = {str(item_id): float(effect) for item_id, effect in meta.get("effects", {}).items()}
         if wrong := [item_id for item_id, effect in effects.items() if not math.isfinite(effect)]:
             raise DataError(f"the effect of item {wrong[0]!r} is {effects[wrong[0]]}, and not finite")
-        if "item effect" in names and not effects:
-            raise DataError("a mix that weighs item effects needs them, and knows none")
         strength = math.inf if meta["strength"] is None else meta["strength"]
         known = {"names": names, "weights": tuple(weights.tolist()), "strength": strength, "effects": effects}
         return cls(**{**meta, **known})

@@ -98,4 +98,6 @@ def load(folder: Path, rows: Mapping[str, Recommender], *, force: bool = False) 
         ).broken
     ]
     mix = Mix.from_tensors({name: values.numpy() for name, values in adapter.tensors.items()}, adapter.about["mix"])
+    if EFFECT in mix.names and not mix.effects:
+        raise AdapterError(f"{folder}: weighs item effects, and knows none; get the folder again")
     return mix, {"name": folder.name, "method": METHOD, "sha256": adapter.sha256, "forced": forced}
