@@ -92,8 +92,9 @@ def fit(examples: Sequence[Example], logged: Sequence[Features], *priors: Mappin
     names = _checked(examples, logged, priors)
     problem, spread = _problem(examples, logged, names)
     directions = [np.array([prior.get(name, 0.0) for name in names]) * spread for prior in priors]
-    directions = [one for one in directions if problem.deviation(one) > _TINY] or directions[:1]
-    ways = [way for direction in directions for way in _ways(problem, direction)]
+    # A prior that tells nobody apart has no say; where none does, the first stays as it is.
+    units = [one / spread_of for one in directions if (spread_of := problem.deviation(one)) > _TINY] or directions[:1]
+    ways = [way for unit in units for way in _ways(problem, unit)]
     losses = np.array([way.losses for way in ways])
     shares = _shares(losses.sum(1))
     means = losses.mean(1)
@@ -118,9 +119,8 @@ class _Way:
     losses: Floats
 
 
-def _ways(problem: _Problem, direction: Floats) -> list[_Way]:
-    """A prior as it is, and what is fitted near it with each strength."""
-    unit = direction / (problem.deviation(direction) or 1.0)
+def _ways(problem: _Problem, unit: Floats) -> list[_Way]:
+    """A prior, whose scores have a standard deviation of 1, as it is, and what is fitted near it with each strength."""
     (scale,), of_others = _scales(problem, unit)
     places = np.arange(len(problem.whose))
     as_it_is = problem.losses(of_others[:, None] * unit)[problem.whose, places]
