@@ -3,7 +3,7 @@
 # BENCH_ARGS=… to bench/run.py, such as BENCH_ARGS="--only 'titles-10-*' --again".
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-long test-vllm golden bench bench-vllm lint guards audit clean setup setup-dev assets
+.PHONY: help demo test test-long test-gpu test-vllm golden bench bench-vllm lint guards audit clean setup setup-dev assets
 
 BIN := .venv/bin
 ASSETS := smollm2-135m ml-100k
@@ -21,6 +21,9 @@ test: setup-dev assets ## install, fetch model and data, run the tests; a test t
 
 test-long: setup-dev assets ## the same tests at larger counts
 	$(PYTEST) -m long
+
+test-gpu: setup-dev assets ## what runs on a GPU, where there is one: 8 bits, learning, memory that runs out
+	$(PYTEST) -m gpu tests/test_gpu.py
 
 test-vllm: setup-dev assets bench-vllm ## a model behind a real vLLM server answers as it does here (vLLM: 8 minutes, 3.5 GB)
 	$(PYTEST) -m vllm tests/test_vllm.py

@@ -18,7 +18,7 @@ from fewrec_prompt.few_shot import shots_of
 from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.tasks import load_queries, load_task
 from fewrec_prompt.tuning.examples import Example
-from fewrec_prompt.tuning.histories import Histories, loss_of_titles, titles
+from fewrec_prompt.tuning.histories import Histories, losses_of_titles, titles
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.passes import graded
@@ -96,7 +96,7 @@ def test_a_stopped_training_does_not_go_on_with_other_histories(tmp_path: Path) 
 def test_the_loss_is_that_of_the_titles_one_by_one(prompt: str) -> None:
     asker = recommender(prompt)
     (drawn,) = Histories(training(), 3, seed=0)([example()], 1)
-    found = float(loss_of_titles(graded(asker), drawn.query).detach())
+    found = float(losses_of_titles(graded(asker), [drawn.query]).detach())
     rows = [row for question in titles(asker, drawn.query) for (row,) in asker.backend.logprobs([question])]
     assert len(rows) == 4
     n_tokens = sum(len(row) for row in rows)
@@ -124,7 +124,7 @@ def test_a_warm_up_learns_titles_that_no_question_shows() -> None:
     assert any(not torch.equal(one, other) for one, other in pairs)
     early = replace(example().query, history=(Interaction(ITEMS[WHOLE[0]]),), candidates=(ITEMS[WHOLE[1]],))
     with torch.no_grad():
-        found = [float(loss_of_titles(one.recommender, early)) for one in (whole, shown)]
+        found = [float(losses_of_titles(one.recommender, [early])) for one in (whole, shown)]
     assert found[0] < found[1]
     assert whole.learned
     assert whole.passes[1].tokens_per_second > 0

@@ -186,12 +186,13 @@ def test_answers_of_another_task_are_no_negatives() -> None:
     pair = [replace(films, negatives="in-batch"), replace(books, negatives="in-batch", examples=tuple(other))]
     how = settings("lora", epochs=1, batch=9)
     with pytest.MonkeyPatch.context() as patch:
-        real = OverAnswers.loss
+        real = OverAnswers.losses
         patch.setattr(
             OverAnswers,
-            "loss",
-            lambda self, asker, one, scale: (
-                asked.append({i.id[0] for i in one.query.candidates}) or real(self, asker, one, scale)
+            "losses",
+            lambda self, asker, people, scale: (
+                asked.extend({i.id[0] for i in one.query.candidates} for one in people)
+                or real(self, asker, people, scale)
             ),
         )
         tune_together(pair, how)

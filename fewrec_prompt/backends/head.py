@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 ROWS = 1024  # hidden states that go through the head at a time
 WORDS = 4096  # words of a slice: 16 MB of fp32 logits with ROWS, less than a table of all words by far
+WORDS_GPU = 32768  # 128 MB: every slice costs a GPU a dozen kernels, whatever its size
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
 
@@ -67,10 +68,11 @@ def _slices(head: torch.nn.Module) -> Iterator[tuple[int, int, Apply]]:
     if type(head) is not torch.nn.Linear:
         yield 0, sys.maxsize, head
         return
-    for first in range(0, len(head.weight), WORDS):
-        words = slice(first, first + WORDS)
+    n_words = WORDS if head.weight.device.type == "cpu" else WORDS_GPU
+    for first in range(0, len(head.weight), n_words):
+        words = slice(first, first + n_words)
         bias = None if head.bias is None else head.bias[words]
-        yield first, first + WORDS, _Slice(head.weight[words], bias)
+        yield first, first + n_words, _Slice(head.weight[words], bias)
 
 
 class _Slice:

@@ -36,6 +36,11 @@ def in_peft(model: Any, config: Any, name: str = "default") -> Any:
         return get_peft_model(model, config, adapter_name=name)
 
 
+def _as_it_was_asked(_layer: Any, asked: tuple[Any, ...], answer: Any) -> Any:
+    """AdaLoRA over 8 bits answers in fp32 whatever it is asked in, and attention wants one type of all three."""
+    return answer.to(asked[0].dtype)
+
+
 class AdapterSwitch:
     """The low-rank adapters of one model (PEFT's), by name; None is the model itself."""
 
@@ -63,6 +68,9 @@ class AdapterSwitch:
             raise ModelError(
                 f"an adapter of kind {config.peft_type.value} cannot be put into this model: {error}"
             ) from error
+        for layer in self._model.modules():
+            if name in getattr(layer, "lora_E", ()) and not layer._forward_hooks:
+                layer.register_forward_hook(_as_it_was_asked)
         if learning:
             self._learning = name
         self.peft.base_model.disable_adapter_layers()  # PEFT turns on what it adds

@@ -33,6 +33,10 @@ def curve(
         int, typer.Option(help="About how many of each person's latest things to ask, another one every pass.")
     ] = 1,
     warm_up: Annotated[int, typer.Option(help="Passes over histories without answers, before.")] = 0,
+    targets: Annotated[str, typer.Option(help="Layers that low-rank methods change: attention or all.")] = "attention",
+    rank: Annotated[int, typer.Option(help="Rank of the low-rank methods.")] = 8,
+    learning_rate: Annotated[float | None, typer.Option(help="Of all methods; each method's own by default.")] = None,
+    batch: Annotated[int, typer.Option(help="People a step.")] = 4,
     negatives: Annotated[str | None, typer.Option(help="What answers are learnt against; see fewrec tune.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
     prompt: Annotated[str | None, typer.Option(help="Template; by default the task's first calibrated row.")] = None,
@@ -52,12 +56,15 @@ def curve(
     from fewrec_prompt.curve import curve as run
     from fewrec_prompt.curve_table import heads, left_out, shown
     from fewrec_prompt.task_settings import RowSettings
+    from fewrec_prompt.tuning.settings import Settings
 
     found = Options(users=users, model=model).applied(tasks.load_task(task))
     folder = out or Path("curves") / found.name
     tuning: dict[str, Any] = {"epochs": epochs, "negatives": negatives, "held_out": held_out}
-    later = {"questions": (questions, 1), "warm_up": (warm_up, 0)}  # studies from before they could be said go on
-    tuning |= {name: value for name, (value, default) in later.items() if value != default}
+    later = {"questions": questions, "warm_up": warm_up, "targets": targets, "rank": rank, "batch": batch}
+    later["learning_rate"] = learning_rate
+    usual = Settings()  # studies from before these could be said go on
+    tuning |= {name: value for name, value in later.items() if value != getattr(usual, name)}
     row = None if prompt is None else RowSettings(prompt=prompt)
     about: dict[str, Any] = {"row": row, "metrics": metric, "against": against, "settings": tuning}
     with resumable():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 
@@ -54,8 +55,15 @@ def titles(recommender: Recommender, stretch: Query) -> list[Question]:
     return [question for step in steps for question in recommender.questions(step)]
 
 
-def loss_of_titles(recommender: Recommender, stretch: Query) -> torch.Tensor:
-    """Mean loss of a token (nats) of these titles; the backend's answers carry gradients."""
-    rows = recommender.backend.logprobs(titles(recommender, stretch))
-    tokens: list[torch.Tensor] = [torch.as_tensor(row) for answer in rows for row in answer]
-    return -torch.cat(tokens).mean()
+def losses_of_titles(recommender: Recommender, stretches: Sequence[Query]) -> torch.Tensor:
+    """Mean loss of a token (nats) of the titles of each stretch, (n_stretches,); all are asked together.
+
+    With gradients, if the backend's answers carry them.
+    """
+    groups = [titles(recommender, stretch) for stretch in stretches]
+    answers = iter(recommender.backend.logprobs([question for group in groups for question in group]))
+    means = []
+    for group in groups:
+        tokens = [torch.as_tensor(row) for answer in islice(answers, len(group)) for row in answer]
+        means.append(-torch.cat(tokens).mean())
+    return torch.stack(means)

@@ -73,25 +73,32 @@ class Lesson:
 
     def suited(self, recommender: Recommender, people: Sequence[Example]) -> tuple[float, float]:
         """(log of the scale that suits a recommender's scores best, its mean loss on these people at it, in nats)."""
-        scores = [np.asarray(recommender.scores(recommender.answers(one.query))) for one in people]
-        return best_scale(self.loss, scores, [one.relevant for one in people])
+        return best_scale(self.loss, scores_of(recommender, people), [one.relevant for one in people])
 
     def measured(self, recommender: Recommender) -> float:
         """The task's metric of the people held out, a fraction."""
-        users = [judged(recommender, example) for example in self.held_out]
+        try:
+            scores = scores_of(recommender, self.held_out)
+        except BudgetError as error:
+            raise BudgetError(f"held out: {error}") from error
+        users = [judged(example, own) for example, own in zip(self.held_out, scores, strict=True)]
         found = measure_all([self.metric], users, Shelf())
         if self.metric in found.of_run:
             return float(found.of_run[self.metric].value)
         return float(np.nanmean(found.per_user[self.metric]))
 
 
-def judged(recommender: Recommender, example: Example) -> UserScores:
-    """An example as metrics want it."""
+def scores_of(recommender: Recommender, people: Sequence[Example]) -> list[np.ndarray]:
+    """What each one's candidates score; people are asked together where the model's unit holds several."""
+    queries, size = [one.query for one in people], recommender.backend.mode.users_per_unit
+    units = (queries[at : at + size] for at in range(0, len(queries), size))
+    answers = [own for unit in units for own in recommender.answers_all(unit)]
+    return [np.asarray(recommender.scores(own), dtype=float) for own in answers]
+
+
+def judged(example: Example, scores: np.ndarray) -> UserScores:
+    """An example and what its candidates score, as metrics want it."""
     query = example.query
-    try:
-        scores = np.asarray(recommender.scores(recommender.answers(query)), dtype=float)
-    except BudgetError as error:
-        raise BudgetError(f"held out: {error}") from error
     marks = np.zeros(len(query.candidates), dtype=bool)
     marks[list(example.relevant)] = True
     return UserScores(

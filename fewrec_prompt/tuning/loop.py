@@ -7,6 +7,7 @@ passes.py, what may be trained in methods.py. Any number of processes share a st
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ T = TypeVar("T")
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 LARGEST_GRADIENT = 1.0  # norm; steeper ones are cut
 TEMPERATURE_RATE = 0.02  # learning rate of the scores' scale
+_Asked: TypeAlias = tuple[Draw, Example]
 Watch: TypeAlias = Callable[[int, float], None]
 """Called after each pass with its number and the metric of those held out; may raise to stop."""
 
@@ -188,9 +190,10 @@ class _Training:
         for draws in self._steps(epoch):
             self.learner.place()
             batch = self._batch(draws, epoch, self.tuned)
+            sizes = [self._kind(draw, epoch).n_tokens(self.tuned[draw.task], one) for draw, one in batch]
             with self._dropout():
-                sums += self._step(batch, epoch) * len(batch)
-            n_tokens += sum(self._kind(draw, epoch).n_tokens(self.tuned[draw.task], one) for draw, one in batch)
+                sums += self._step(batch, sizes, epoch) * len(batch)
+            n_tokens += sum(sizes)
         seconds = time.perf_counter() - begin_time
         self._note_pass(epoch, (sums / self.mixture.counts(epoch)).tolist(), seconds, n_tokens)
 
@@ -208,11 +211,9 @@ class _Training:
         order = self.mixture.draws(epoch)
         return (order[at : at + self.settings.batch] for at in range(0, len(order), self.settings.batch))
 
-    def _batch(
-        self, draws: Sequence[Draw], epoch: int, recommenders: Sequence[Recommender]
-    ) -> list[tuple[Draw, Example]]:
+    def _batch(self, draws: Sequence[Draw], epoch: int, recommenders: Sequence[Recommender]) -> list[_Asked]:
         """The people of one step, task by task, with the candidates or histories of this time that they are drawn."""
-        found: list[tuple[Draw, Example]] = []
+        found: list[_Asked] = []
         for (task, turn), group in groupby(sorted(draws, key=_time), _time):
             own = list(group)
             found += zip(own, self._kind(own[0], epoch).ask(own, turn, recommenders[task]), strict=True)
@@ -222,19 +223,16 @@ class _Training:
         """What a pass asks of this draw's task."""
         return self.kinds[draw.task][self.plan[epoch]]
 
-    def _step(self, batch: Sequence[tuple[Draw, Example]], epoch: int) -> np.ndarray:
+    def _step(self, batch: Sequence[_Asked], sizes: Sequence[int], epoch: int) -> np.ndarray:
         """One change of the weights; what each task adds to the mean loss of the batch before it, (n_tasks,)."""
-        mine = batch[self.accelerator.process_index :: self.accelerator.num_processes]
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         totals = np.zeros(len(self.lessons))
-        for draw, example in mine:
+        for unit in self._units(batch[mine], sizes[mine]):
             self.learner.place()
-            kind = self._kind(draw, epoch)
-            loss = kind.loss(self.tuned[draw.task], example, self.log_scales[draw.task]) / len(batch)
-            if not bool(torch.isfinite(loss)):
-                raise NumericError(
-                    f"the loss of user {example.query.user_id!r} in pass {epoch} is {float(loss)}; "
-                    "a lower learning rate or --precision fp32 may help. What was saved before is intact"
-                )
+            draw, examples = unit[0][0], [example for _, example in unit]
+            losses = self._kind(draw, epoch).losses(self.tuned[draw.task], examples, self.log_scales[draw.task])
+            _check_finite(losses, examples, epoch)
+            loss = losses.sum() / len(batch)
             self.accelerator.backward(loss)
             totals[draw.task] += float(loss.detach())
         if isinstance(penalty := self.learner.penalty() + self._pull(), torch.Tensor):
@@ -247,6 +245,21 @@ class _Training:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self._summed(totals)
+
+    def _units(self, batch: Sequence[_Asked], sizes: Sequence[int]) -> Iterator[list[_Asked]]:
+        """People of one task who are asked together: one by one, or as many as the token budget holds."""
+        most = self.backend.mode.users_per_unit
+        unit: list[_Asked] = []
+        n_tokens = 0
+        for one, size in zip(batch, sizes, strict=True):
+            full = len(unit) == most or n_tokens + size > self.backend.token_budget
+            if unit and (full or unit[0][0].task != one[0].task):
+                yield unit
+                unit, n_tokens = [], 0
+            unit.append(one)
+            n_tokens += size
+        if unit:
+            yield unit
 
     def _pull(self) -> torch.Tensor | float:
         """Towards the weights of the earlier round."""
@@ -397,6 +410,15 @@ def _rate(step: int, *, n_steps: int) -> float:
     """Share of the learning rate: it rises over the first steps and falls to zero at the last (linear)."""
     rising = max(1, round(WARM_UP * n_steps))
     return (step + 1) / rising if step < rising else max(0.0, (n_steps - step) / max(1, n_steps - rising))
+
+
+def _check_finite(losses: torch.Tensor, examples: Sequence[Example], epoch: int) -> None:
+    for example, loss in zip(examples, losses.tolist(), strict=True):
+        if not math.isfinite(loss):
+            raise NumericError(
+                f"the loss of user {example.query.user_id!r} in pass {epoch} is {loss}; "
+                "a lower learning rate or --precision fp32 may help. What was saved before is intact"
+            )
 
 
 def _time(draw: Draw) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The two kinds of pass that a training makes: over answers, or over what people took before them (a warm-up).
 
-A kind says of one task what is asked of the people of a step, the loss of one of them, how many tokens that takes, and
-where the loss stood before anything was learnt. The loop knows no more of either.
+A kind says of one task what is asked of the people of a step, the loss of each of them, how many tokens that takes,
+and where the loss stood before anything was learnt. The loop knows no more of either.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.examples import Example, stepped_back
-from fewrec_prompt.tuning.histories import Histories, loss_of_titles, titles
+from fewrec_prompt.tuning.histories import Histories, losses_of_titles, titles
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.losses import LOSSES
 from fewrec_prompt.tuning.mixture import Draw
@@ -31,8 +31,8 @@ class Kind(Protocol):
     def ask(self, draws: Sequence[Draw], turn: int, recommender: Recommender) -> list[Example]:
         """A question for each draw of one turn; `recommender` is the model as it is now."""
 
-    def loss(self, recommender: Recommender, example: Example, log_scale: torch.Tensor) -> torch.Tensor:
-        """Of one question, in nats, with gradients; scores are multiplied by the scale."""
+    def losses(self, recommender: Recommender, examples: Sequence[Example], log_scale: torch.Tensor) -> torch.Tensor:
+        """Of questions asked together, (n_examples,) in nats, with gradients; scores are multiplied by the scale."""
 
     def n_tokens(self, recommender: Recommender, example: Example) -> int:
         """That the model computes for one question."""
@@ -58,10 +58,11 @@ class OverAnswers:
         """How many things before the answer this draw asks about: another one every turn, all of them in every turn."""
         return (draw.place + draw.turn) % self.questions
 
-    def loss(self, recommender: Recommender, example: Example, log_scale: torch.Tensor) -> torch.Tensor:
-        asker = graded(recommender)
-        scores = asker.scores(asker.answers(example.query)).float()
-        return LOSSES[self.lesson.loss](scores * log_scale.exp(), example.relevant)
+    def losses(self, recommender: Recommender, examples: Sequence[Example], log_scale: torch.Tensor) -> torch.Tensor:
+        asker, loss = graded(recommender), LOSSES[self.lesson.loss]
+        answers = asker.answers_all([one.query for one in examples])
+        scores = [asker.scores(own).float() * log_scale.exp() for own in answers]
+        return torch.stack([loss(own, one.relevant) for own, one in zip(scores, examples, strict=True)])
 
     def n_tokens(self, recommender: Recommender, example: Example) -> int:
         return recommender.work(example.query)
@@ -80,15 +81,15 @@ class OverHistories:
     def ask(self, draws: Sequence[Draw], turn: int, _recommender: Recommender) -> list[Example]:
         return self.histories([self.lesson.examples[draw.place] for draw in draws], turn)
 
-    def loss(self, recommender: Recommender, example: Example, _log_scale: torch.Tensor) -> torch.Tensor:
-        return loss_of_titles(graded(recommender), example.query)
+    def losses(self, recommender: Recommender, examples: Sequence[Example], _log_scale: torch.Tensor) -> torch.Tensor:
+        return losses_of_titles(graded(recommender), [one.query for one in examples])
 
     def n_tokens(self, recommender: Recommender, example: Example) -> int:
         return recommender.backend.n_computed(titles(recommender, example.query))
 
     def before(self, recommender: Recommender, examples: Sequence[Example]) -> tuple[float, float]:
         asker = graded(recommender)
-        return 0.0, float(np.mean([float(loss_of_titles(asker, example.query)) for example in examples]))
+        return 0.0, float(np.mean([float(losses_of_titles(asker, [one.query])) for one in examples]))
 
 
 def kinds_of(lesson: Lesson, settings: Settings) -> Mapping[PassName, Kind]:
