@@ -9,7 +9,7 @@ unique tokens a second, the share of the GPU's own bf16 GEMM rate that the unavo
 peak memory, and how many times longer a plain Hugging Face batch takes, which computes every candidate's whole
 sequence. Then parity on a few layers: how far ours is from that batch in fp32 and in bf16, and bf16 from fp32.
 
-This script has not run on a GPU yet: none was at hand. To reach in bf16 on an H200-class GPU: see BARS.
+To reach in bf16 on an H200-class GPU: see BARS. What one came to stands in docs/LOG.md.
 """
 
 from __future__ import annotations

@@ -269,24 +269,27 @@ def test_the_full_shapes_have_the_sizes_they_are_named_after():
 
 
 def test_the_usual_way_to_train_has_the_loss_of_ours(tmp_path):
-    """Before a step the two ways of bench/tune.py agree: the same sequences, the same scores."""
+    """Before a step the two ways of bench/tune.py agree, for the people of a step together: the same scores."""
     made = causal.load(str(save_model(tmp_path / "model", max_position_embeddings=512)), Numerics("fp32", "cpu"))
     template, reader, calibration = choose("complete", None, "none", None, None)
     recommender = Recommender(template, reader, made, FILMS, calibration)
-    asked = query()
-    row = training._padded(made, recommender, Example(asked, (1,)))
+    people = [Example(query(), (1,)), Example(query(TITLES[3:6], TITLES[:3]), (2,))]
+    rows = [{"sequences": training._sequences(made, recommender, one), "answer": one.relevant[0]} for one in people]
+    row = training._padded(rows)
+    assert row["answers"].tolist() == [1, 2]
     logits = made.model(input_ids=row["input_ids"], attention_mask=row["attention_mask"]).logits
     rows = logits[:, :-1].log_softmax(-1).gather(-1, row["input_ids"][:, 1:, None])[..., 0]
-    theirs = (rows * row["scored"][:, 1:]).sum(-1)
-
-    assert np.allclose(theirs.detach().numpy(), recommender.scores(recommender.answers(asked)), atol=1e-4)
+    theirs = (rows * row["scored"][:, 1:]).sum(-1).view(2, -1).detach().numpy()
+    for own, one in zip(theirs, people, strict=True):
+        assert np.allclose(own, recommender.scores(recommender.answers(one.query)), atol=1e-4)
 
 
 def test_both_ways_to_train_run(tmp_path, capsys, monkeypatch):
     model = save_model(tmp_path / "model", max_position_embeddings=512)
     for way in training.WAYS:
         monkeypatch.setattr(
-            "sys.argv", ["tune.py", "--way", way, "--task", "tiny", "--model", str(model), "--users", "2"]
+            "sys.argv",
+            ["tune.py", "--way", way, "--task", "tiny", "--model", str(model), "--users", "3", "--batch", "2"],
         )
         training.main()
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["users_per_second"] > 0

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from _tiny import save_model
+from typer.testing import CliRunner
 
 import fewrec_prompt.curve as of_cells
 from fewrec_prompt import assets, scoring, tasks
 from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.cells import ZERO, read_cell
+from fewrec_prompt.cli import app
 from fewrec_prompt.curve import curve
 from fewrec_prompt.errors import ArtifactError, DataError, FewrecError, ModelError
 from fewrec_prompt.few_shot import tune_task
@@ -125,6 +127,22 @@ def test_a_setting_that_no_method_reads_is_refused_by_name(task: tasks.Task, mod
     curve(task, [ZERO, "mix", "lora"], [2], 1, tmp_path / "out", **how)
     curve(task, [ZERO, "mix"], [3], 1, tmp_path / "out", **how)
     assert {"mix-2-0", "mix-3-0", "lora-2-0"} <= {path.stem for path in (tmp_path / "out" / "cells").iterdir()}
+
+
+def test_flags_of_the_command_reach_the_training(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study says those that were given; of the others nothing, so that earlier studies go on."""
+    monkeypatch.chdir(tmp_path)
+    plainly = ["--model", str(model), "--precision", "fp32", "--device", "cpu", "--shots", "2", "--epochs", "1"]
+    given = ["--targets", "all", "--rank", "2", "--learning-rate", "0.002", "--batch", "1"]
+    words = ["curve", "tiny", "--methods", "lora", "--prompt", "complete", *plainly]
+    for out, more in (("plain", []), ("told", given)):
+        done = CliRunner().invoke(app, [*words, *more, "--out", out])
+        assert done.exit_code == 0, done.output
+    told, plain = (json.loads((tmp_path / out / "study.json").read_text())["tuning"] for out in ("told", "plain"))
+    assert told == plain | {"targets": "all", "rank": 2, "learning_rate": 0.002, "batch": 1}
+    assert set(plain) == {"epochs", "negatives", "held_out"}
+    sizes = [read_cell(tmp_path / out / "cells" / "lora-2-0.json").n_weights for out in ("told", "plain")]
+    assert sizes[0] != sizes[1]
 
 
 def test_a_template_that_shows_no_examples_stops_it_too(task: tasks.Task, model: Path, tmp_path: Path) -> None:
