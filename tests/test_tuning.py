@@ -18,11 +18,10 @@ from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.precision import NumericMode
 from fewrec_prompt.errors import DataError, FewrecError, NumericError, RunError, StorageError
 from fewrec_prompt.recommender import Recommender, choose
-from fewrec_prompt.tuning import lessons, loop, passes
+from fewrec_prompt.tuning import lessons, loop
 from fewrec_prompt.tuning.examples import Example, drawn, parted
 from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.losses import LOSSES
-from fewrec_prompt.tuning.outcome import Tuned
 from fewrec_prompt.tuning.passes import graded
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Interaction, Item, Query
@@ -300,57 +299,6 @@ def test_the_best_pass_on_those_held_out_stays() -> None:
     again = [lessons.judged(one, own) for one, own in zip(people[4:], scores, strict=True)]
     value = np.mean(lessons.measure_all(["nDCG@10"], again, lessons.Shelf()).per_user["nDCG@10"])
     assert value == pytest.approx(max(metrics))
-
-
-@pytest.mark.parametrize(
-    ("warm_up", "how", "together"),
-    [
-        (warm_up, how, together)
-        for warm_up, two_fit in ((0, 110), (2, 60))
-        for how, together in (
-            ({}, 1),
-            ({"unit": "throughput"}, 4),
-            ({"unit": "throughput", "token_budget": two_fit}, 2),
-        )
-    ],
-)
-def test_people_of_a_step_are_asked_together_where_the_unit_holds_several(
-    warm_up: int, how: dict[str, Any], together: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the same loss and slopes, but for rounding; never more at once than the token budget holds.
-
-    Later steps are not compared: where a slope is nothing but rounding, Adam makes a whole step of it.
-    """
-    sizes: list[int] = []
-    slopes: list[list[torch.Tensor]] = []
-    kind = passes.OverHistories if warm_up else passes.OverAnswers
-    losses = kind.losses
-
-    def counted(self: Any, recommender: Recommender, asked: list[Example], log_scale: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(asked))
-        return losses(self, recommender, asked, log_scale)
-
-    def summed(training: Any) -> None:
-        slopes.append([weights.grad.clone() for weights in training.learner.parameters().values()])
-
-    def learnt(**how: Any) -> Tuned:
-        template, reader, calibration = choose("films-complete", None, "pmi", None, None)
-        start = Recommender(template, reader, backend(**how), FILMS, calibration)
-        epochs = 0 if warm_up else 2
-        return tune(start, examples(4), settings("lora", epochs=epochs, warm_up=warm_up, batch=4))
-
-    monkeypatch.setattr(kind, "losses", counted)
-    monkeypatch.setattr(loop._Training, "_add_up", summed)
-    found = learnt(**how)
-    assert max(sizes) == together
-    sizes.clear()
-    alone = learnt()
-    assert set(sizes) == {1}
-    assert found.passes[1].loss == pytest.approx(alone.passes[1].loss, abs=1e-5)
-    assert found.passes[-1].loss == pytest.approx(alone.passes[-1].loss, rel=0.05)
-    for one, other in zip(slopes[0], slopes[2], strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
-    assert max(float(one.abs().max()) for one in slopes[0]) > 1e-2
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -17,7 +17,12 @@ def as_answers(rows: Sequence[torch.Tensor], sizes: Sequence[int], *, grad: bool
 
     float64 arrays, or torch rows that gradients flow through. Raises NumericError if a number is not finite.
     """
-    if not all(bool(torch.isfinite(row).all()) for row in rows):
+    if not rows:
+        return [() for _ in sizes]
+    whole = torch.cat(list(rows)).detach()  # a GPU is waited for once, not once a row
+    if not bool(torch.isfinite(whole).all()):
         raise NumericError("the model returned log-probabilities that are not finite; try --precision fp32")
-    given: list[Any] = list(rows) if grad else [row.double().cpu().numpy() for row in rows]
+    given: list[Any] = list(rows)
+    if not grad:
+        given = [row.numpy() for row in torch.split(whole.double().cpu(), [len(row) for row in rows])]
     return [tuple(given[end - size : end]) for size, end in zip(sizes, accumulate(sizes), strict=True)]

@@ -252,7 +252,7 @@ class _Training:
         unit: list[_Asked] = []
         n_tokens = 0
         for one, size in zip(batch, sizes, strict=True):
-            full = len(unit) == most or n_tokens + size > self.backend.token_budget
+            full = len(unit) == most or n_tokens + size > self.learner.backend.token_budget
             if unit and (full or unit[0][0].task != one[0].task):
                 yield unit
                 unit, n_tokens = [], 0
