@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from _tiny import FAMILIES, FILMS, save_model
-from test_tuning import METHODS, examples, settings
+from test_tuning import METHODS, examples, settings, slopes
 from typer.testing import CliRunner
 
 from fewrec_prompt.backends import causal
@@ -25,9 +25,7 @@ from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.tasks import load_queries, load_task
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.loop import tune
-from fewrec_prompt.tuning.losses import LOSSES
 from fewrec_prompt.tuning.methods import begin
-from fewrec_prompt.tuning.passes import graded
 from fewrec_prompt.types import Query
 
 pytestmark = pytest.mark.gpu
@@ -158,16 +156,9 @@ def test_the_loss_of_every_method_falls_on_a_gpu_and_is_read_back(
 def test_packed_gradients_on_a_gpu_are_those_of_the_plain_path(method: str, wide: Path) -> None:
     start = recommender(wide)
     learner = begin(start.backend, settings(method).complete(), instruction="Films they like", n_steps=9)  # type: ignore[arg-type]
-    found = {}
-    for layout in ("packed", "plain"):
-        learner.backend.engine.layout = layout  # type: ignore[attr-defined]
-        learner.place()
-        asker = graded(replace(start, backend=learner.backend))
-        loss = LOSSES["listwise"](asker.scores(asker.answers(examples()[0].query)).float(), (1,))
-        found[layout] = torch.autograd.grad(loss, list(learner.parameters().values()))
-    steepest = max(float(plain.abs().max()) for plain in found["plain"])
-    for packed, plain in zip(found["packed"], found["plain"], strict=True):
-        assert float((packed - plain).abs().max()) < 1e-4 * max(1.0, steepest)
+    found = slopes(start, learner)
+    steepest = max(float(plain.abs().max()) for _, plain in found)
+    assert all(float((packed - plain).abs().max()) < 1e-4 * max(1.0, steepest) for packed, plain in found)
 
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(smollm2: Path, ml_100k: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from fewrec_prompt.tuning import lessons, loop
 from fewrec_prompt.tuning.examples import Example, drawn, parted
 from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.losses import LOSSES
+from fewrec_prompt.tuning.methods import Learner
 from fewrec_prompt.tuning.passes import graded
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Interaction, Item, Query
@@ -310,17 +311,23 @@ def test_gradients_of_the_packed_path_are_those_of_the_plain_path(method: str, c
     with torch.no_grad():  # away from LoRA's zeros, where half of the gradients vanish
         for weights in learner.parameters().values():
             weights.add_(0.05 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(1)))
-    found = {}
+    found = slopes(start, learner)
+    steepest = max(float(plain.abs().max()) for _, plain in found)
+    for packed, plain in found:
+        assert float((packed - plain).abs().max()) < 1e-5 * max(1.0, steepest)
+        assert float(plain.abs().max()) > 1e-6
+
+
+def slopes(start: Recommender, learner: Learner) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of the loss of one question, for each of the learner's weights: packed, and one sequence at a time."""
+    found = []
     for layout in ("packed", "plain"):
         learner.backend.engine.layout = layout
         learner.place()
         asker = graded(replace(start, backend=learner.backend))
         loss = LOSSES["listwise"](asker.scores(asker.answers(examples()[0].query)).float(), (1,))
-        found[layout] = torch.autograd.grad(loss, list(learner.parameters().values()))
-    steepest = max(float(plain.abs().max()) for plain in found["plain"])
-    for packed, plain in zip(found["packed"], found["plain"], strict=True):
-        assert float((packed - plain).abs().max()) < 1e-5 * max(1.0, steepest)
-        assert float(plain.abs().max()) > 1e-6
+        found.append(torch.autograd.grad(loss, list(learner.parameters().values())))
+    return list(zip(*found, strict=True))
 
 
 def test_adalora_moves_rank() -> None:
