@@ -66,6 +66,17 @@ def test_what_was_learnt_scores_the_same_when_it_is_read_back(
     assert again.scores(again.answers(query)) == pytest.approx(expected, abs=1e-5)
 
 
+def test_adalora_answers_in_the_type_that_it_was_asked_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over 8 bits on a GPU PEFT's layer answers in fp32 whatever it is asked in; one that does so stands for it here."""
+    from peft.tuners.adalora.layer import SVDLinear
+
+    real = SVDLinear.forward
+    monkeypatch.setattr(SVDLinear, "forward", lambda layer, *asked, **how: real(layer, *asked, **how).float())
+    start = loaded(folder, "bf16")
+    tuned = tune(start, examples(), settings("adalora", epochs=2))
+    assert tuned.passes[-1].loss < tuned.passes[1].loss
+
+
 def test_weights_of_few_bits_themselves_are_not_trained(few_bits: Recommender) -> None:
     with pytest.raises(ModelError, match="takes fp32, and this model is in int"):
         tune(few_bits, examples(), settings("full"))

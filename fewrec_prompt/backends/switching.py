@@ -69,7 +69,7 @@ class AdapterSwitch:
                 f"an adapter of kind {config.peft_type.value} cannot be put into this model: {error}"
             ) from error
         for layer in self._model.modules():
-            if name in getattr(layer, "lora_E", ()) and not layer._forward_hooks:
+            if name in getattr(layer, "lora_E", ()):
                 layer.register_forward_hook(_as_it_was_asked)
         if learning:
             self._learning = name

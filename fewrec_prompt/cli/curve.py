@@ -8,6 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from fewrec_prompt.cli.model_options import Device, Model, Precision
+from fewrec_prompt.cli.tuning_options import (
+    Batch,
+    Epochs,
+    HeldOut,
+    LearningRate,
+    Negatives,
+    Prompt,
+    Questions,
+    Rank,
+    Targets,
+    WarmUp,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -28,18 +40,16 @@ def curve(
     against: Annotated[
         str, typer.Option(help="Which row differences are to: zero, or a baseline among them.")
     ] = "zero",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the people; the method's own by default.")] = None,
-    questions: Annotated[
-        int, typer.Option(help="About how many of each person's latest things to ask, another one every pass.")
-    ] = 1,
-    warm_up: Annotated[int, typer.Option(help="Passes over histories without answers, before.")] = 0,
-    targets: Annotated[str, typer.Option(help="Layers that low-rank methods change: attention or all.")] = "attention",
-    rank: Annotated[int, typer.Option(help="Rank of the low-rank methods.")] = 8,
-    learning_rate: Annotated[float | None, typer.Option(help="Of all methods; each method's own by default.")] = None,
-    batch: Annotated[int, typer.Option(help="People a step.")] = 4,
-    negatives: Annotated[str | None, typer.Option(help="What answers are learnt against; see fewrec tune.")] = None,
-    held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
-    prompt: Annotated[str | None, typer.Option(help="Template; by default the task's first calibrated row.")] = None,
+    epochs: Epochs = None,
+    questions: Questions = 1,
+    warm_up: WarmUp = 0,
+    targets: Targets = "attention",
+    rank: Rank = 8,
+    learning_rate: LearningRate = None,
+    batch: Batch = 4,
+    negatives: Negatives = None,
+    held_out: HeldOut = 0.25,
+    prompt: Prompt = None,
     users: Annotated[int | None, typer.Option(min=1, help="How many test users.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; cells in it are not run again.")] = None,
     model: Model = None,
@@ -61,8 +71,8 @@ def curve(
     found = Options(users=users, model=model).applied(tasks.load_task(task))
     folder = out or Path("curves") / found.name
     tuning: dict[str, Any] = {"epochs": epochs, "negatives": negatives, "held_out": held_out}
-    later = {"questions": questions, "warm_up": warm_up, "targets": targets, "rank": rank, "batch": batch}
-    later["learning_rate"] = learning_rate
+    later: dict[str, Any] = {"questions": questions, "warm_up": warm_up, "targets": targets, "rank": rank}
+    later |= {"batch": batch, "learning_rate": learning_rate}
     usual = Settings()  # studies from before these could be said go on
     tuning |= {name: value for name, value in later.items() if value != getattr(usual, name)}
     row = None if prompt is None else RowSettings(prompt=prompt)

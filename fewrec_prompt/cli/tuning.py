@@ -9,6 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fewrec_prompt.cli.model_options import Device, Int8Threshold, Model, Precision
+from fewrec_prompt.cli.tuning_options import (
+    Batch,
+    Epochs,
+    HeldOut,
+    LearningRate,
+    Negatives,
+    Prompt,
+    Questions,
+    Rank,
+    Targets,
+    WarmUp,
+)
 from fewrec_prompt.errors import FewrecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -50,36 +62,29 @@ def tune(
         float, typer.Option(help="Of several tasks: 1 draws them in proportion to their people, more the more evenly.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Draws the people, first weights and order.")] = 0,
-    prompt: Annotated[str | None, typer.Option(help="Template; by default the task's first calibrated row.")] = None,
+    prompt: Prompt = None,
     verbalizer: Annotated[str | None, typer.Option(help="The template's own where none is given.")] = None,
     calibrate: Annotated[str, typer.Option(help="What is subtracted from scores; with --prompt.")] = "none",
     alpha: Annotated[float | None, typer.Option(help="Weight of the calibration.")] = None,
     length: Annotated[Literal["sum", "mean"] | None, typer.Option(help="How whole titles are scored.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the people; the method's own by default.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="The method's own by default.")] = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
     weight_decay: Annotated[float, typer.Option(help="Pull of all weights towards zero.")] = 0.0,
     dropout: Annotated[float, typer.Option(help="Share of a low-rank layer's inputs left out at random.")] = 0.0,
-    batch: Annotated[int, typer.Option(help="People a step.")] = 4,
+    batch: Batch = 4,
     tokens: Annotated[int, typer.Option(help="Virtual tokens.")] = 20,
     init: Annotated[str, typer.Option(help="What virtual tokens begin as: instruction, vocabulary or random.")] = (
         "instruction"
     ),
-    rank: Annotated[int, typer.Option(help="Rank of the low-rank methods.")] = 8,
-    targets: Annotated[str, typer.Option(help="Layers they change: attention or all.")] = "attention",
+    rank: Rank = 8,
+    targets: Targets = "attention",
     loss: Annotated[
         str | None, typer.Option(help="listwise, pairwise or binary; by default what the data asks.")
     ] = None,
-    questions: Annotated[
-        int, typer.Option(help="About how many of each person's latest things to ask, another one every pass.")
-    ] = 1,
-    negatives: Annotated[
-        str | None,
-        typer.Option(help="given, uniform, popularity, in-batch or hard; by default new uniform ones for every pass."),
-    ] = None,
-    warm_up: Annotated[
-        int, typer.Option(help="Passes over histories without answers, before; with --epochs 0 instead.")
-    ] = 0,
-    held_out: Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")] = 0.25,
+    questions: Questions = 1,
+    negatives: Negatives = None,
+    warm_up: WarmUp = 0,
+    held_out: HeldOut = 0.25,
     patience: Annotated[int, typer.Option(help="Passes without a better one before it stops.")] = 2,
     checkpointing: Annotated[bool, typer.Option(help="Compute more, hold less: for long prompts.")] = False,
     popularity: Annotated[
