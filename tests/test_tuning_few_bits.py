@@ -67,7 +67,7 @@ def test_what_was_learnt_scores_the_same_when_it_is_read_back(
 
 
 def test_adalora_answers_in_the_type_that_it_was_asked_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over 8 bits on a GPU PEFT's layer answers in fp32 whatever it is asked in; one that does so stands for it here."""
+    """Over 8 bits on a GPU PEFT's layer answers in fp32 whatever it is asked in; one that does so stands in."""
     from peft.tuners.adalora.layer import SVDLinear
 
     real = SVDLinear.forward
