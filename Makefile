@@ -1,6 +1,6 @@
 # What a person runs. Each target works on a fresh clone, and again after an interrupted run: see tools/setup.sh.
 # PYTHON=… names the interpreter that .venv is made with; PYTEST_ARGS=… goes to pytest,
-# BENCH_ARGS=… to bench/run.py, such as BENCH_ARGS="--only 'titles-10-*' --again".
+# such as PYTEST_ARGS="-n 0 -x"; BENCH_ARGS=… to bench/run.py, such as BENCH_ARGS="--only 'titles-10-*' --again".
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-long test-gpu test-vllm golden bench bench-vllm lint guards audit clean setup setup-dev assets
@@ -8,7 +8,7 @@
 BIN := .venv/bin
 ASSETS := smollm2-135m ml-100k
 TASK := eval/movielens-100k.toml
-PYTEST := FEWREC_REQUIRE_ASSETS=1 $(BIN)/python -m pytest --durations=20 $(PYTEST_ARGS)
+PYTEST = FEWREC_REQUIRE_ASSETS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --durations=20 $(WORKERS) $(PYTEST_ARGS)
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -16,6 +16,7 @@ help: ## this list
 demo: setup assets ## install, fetch model and data, rank films for 200 people, print the table
 	$(BIN)/fewrec eval $(TASK)
 
+test: WORKERS := -n 2 --dist loadfile
 test: setup-dev assets ## install, fetch model and data, run the tests; a test that lacks its asset fails
 	$(PYTEST)
 

@@ -152,7 +152,6 @@ def _readme() -> list[Block]:
         return []  # test_each_block_of_the_readme_says_whether_it_is_tested tells what is wrong
 
 
-@pytest.mark.xdist_group("readme")
 @pytest.mark.parametrize(
     "block", [block for block in _readme() if not block.skip], ids=lambda block: f"line{block.line}"
 )
