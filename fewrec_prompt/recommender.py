@@ -6,9 +6,8 @@ so that another calibration weight or length rule costs no new question.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -24,11 +23,11 @@ from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.catalogue import Rule
 from fewrec_prompt.demos import Demos
 from fewrec_prompt.errors import BudgetError, DataError, VerbalizerError
+from fewrec_prompt.given import items_of, of_catalogue, of_titles
 from fewrec_prompt.registry import Registry
 from fewrec_prompt.rendering import Render
 from fewrec_prompt.templates import Template
-from fewrec_prompt.text import one_line, shown_title
-from fewrec_prompt.types import Domain, Interaction, Item, Query, Question, Ranking, TokenLogprobs
+from fewrec_prompt.types import Domain, Item, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import Group, Length, Orders, Rounds, Verbalizer
 from fewrec_prompt.verbalizers.base import mean
 
@@ -101,6 +100,7 @@ class Recommender:
     domain: Domain = NEUTRAL
     calibration: Calibration = UNCALIBRATED
     demos: Demos | None = None  # examples of other people, which the template shows
+    catalogue: tuple[Item, ...] = field(default=(), compare=False, repr=False)  # what there is, where that is known
 
     def __post_init__(self) -> None:
         check_kinds(self.template, self.verbalizer)
@@ -123,6 +123,7 @@ class Recommender:
         unit: str = "auto",
         token_budget: int | None = None,
         domain: Domain = NEUTRAL,
+        catalogue: Sequence[Item | str] = (),
         adapter: Path | str | None = None,
         force: bool = False,
         say: Say = quiet,
@@ -130,12 +131,15 @@ class Recommender:
         """A recommender from names: an embedded model, folder, hub id or server; a template and its own verbalizer.
 
         `alpha`, `length` and `orders` default to the verbalizer's own. Numerics says what `precision` to
-        `token_budget` mean. `adapter` is a folder of learnt weights; it is refused where it was learnt with something
-        else, unless by `force`. `say` is called with one line at a time about slow steps and choices.
+        `token_budget` mean. `catalogue` is for `top_k` and `adapt_user`, where they are given none. `adapter` is a
+        folder of learnt weights; it is refused where it was learnt with something else, unless by `force`. `say` is
+        called with one line at a time about slow steps and choices.
         """
         template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length, orders)
         numerics = Numerics(precision, device, int8_threshold, unit, token_budget)
-        found = cls(template, reader, choice.load(model, numerics, say=say), domain, calibration)
+        offered = items_of("catalogue", catalogue) if catalogue else ()
+        backend = choice.load(model, numerics, say=say)
+        found = cls(template, reader, backend, domain, calibration, catalogue=offered)
         return found if adapter is None else found.adapted(adapter, force=force)
 
     def adapted(self, adapter: Path | str, *, force: bool = False) -> Recommender:
@@ -156,11 +160,12 @@ class Recommender:
         return made
 
     def adapt_user(
-        self, history: Sequence[Item | str], catalogue: Sequence[Item | str], *, method: str = "mix", seed: int = 0
+        self, history: Sequence[Item | str], catalogue: Sequence[Item | str] = (), *, method: str = "mix", seed: int = 0
     ) -> Any:
         """Learn from the few things that one person took, oldest first: tuning.personal.Personal.
 
-        Its `ranker` is the person's own where that does better on the latest of them, else this recommender.
+        Its `ranker` is the person's own where that does better on the latest of them, else this recommender. What they
+        might have taken instead is the catalogue, or this recommender's own.
         """
         return LEARNING.load("adapt_user")(self, history, catalogue, method=method, seed=seed)
 
@@ -178,7 +183,12 @@ class Recommender:
         return Ranking.from_scores(query, self.scores(answers).tolist(), answers.n_history)
 
     def top_k(
-        self, history: Sequence[str | Item], catalogue: Sequence[str | Item], k: int = 10, *, budget: int | None = None
+        self,
+        history: Sequence[str | Item],
+        catalogue: Sequence[str | Item] = (),
+        k: int = 10,
+        *,
+        budget: int | None = None,
     ) -> TopK:
         """The k best items of a whole catalogue, exactly, under title scoring (sum, mean, pmi); seen items left out.
 
@@ -194,7 +204,7 @@ class Recommender:
             raise VerbalizerError("a catalogue is searched by the sum or mean of tokens, plain or with pmi; name those")
         if k < 1:
             raise DataError(f"k is {k}; it must be at least 1")
-        query = _whole_catalogue(history, catalogue)
+        query = of_catalogue(history, self.offered(catalogue))
         fitted, (question,) = self._fit(query)
         offsets = np.zeros(len(query.candidates))
         if self.calibration.needs_twin:
@@ -207,6 +217,12 @@ class Recommender:
         items = tuple(query.candidates[place] for place in found.titles)
         ranking = Ranking(query.user_id, items, found.scores, len(fitted.history))
         return TopK(ranking, found.gap, found.n_computed, found.n_needed)
+
+    def offered(self, catalogue: Sequence[str | Item]) -> tuple[Item, ...]:
+        """The items of this catalogue, or of the recommender's own. Raises DataError where there is neither."""
+        if not catalogue and not self.catalogue:
+            raise DataError("no catalogue is known; give one here, or once and for all to Recommender.load")
+        return items_of("catalogue", catalogue) if catalogue else self.catalogue
 
     def answers(self, query: Query) -> Answers:
         """Everything the model has to say for this query."""
@@ -409,42 +425,8 @@ def choose(
     return template, reader, Calibration.named(calibrate, alpha, reader)
 
 
-def of_titles(history: Sequence[str], candidates: Sequence[str], user_id: str = "user") -> Query:
-    """A query from titles alone; an item's id is its title. Raises DataError for empty or repeated input."""
-    _check_titles("history", history)
-    _check_titles("list of candidates", candidates)
-    repeated = [title for title, count in Counter(candidates).items() if count > 1]
-    if repeated:
-        raise DataError(f"candidate {repeated[0]!r} is given more than once; each candidate once")
-    seen = tuple(Interaction(Item(title, title)) for title in history)
-    return Query(user_id, seen, tuple(Item(title, title) for title in candidates))
-
-
-def _whole_catalogue(history: Sequence[str | Item], catalogue: Sequence[str | Item]) -> Query:
-    """A query whose candidates are the catalogue. Raises DataError for empty input or an id that stands twice."""
-    for what, given in (("history", history), ("catalogue", catalogue)):
-        _check_titles(
-            what, [shown_title(entry.id, entry.title) if isinstance(entry, Item) else entry for entry in given]
-        )
-    items = [tuple(e if isinstance(e, Item) else Item(e, e) for e in given) for given in (history, catalogue)]
-    repeated = [item_id for item_id, count in Counter(item.id for item in items[1]).items() if count > 1]
-    if repeated:
-        raise DataError(f"item {repeated[0]!r} stands twice in the catalogue; ids must be unique")
-    return Query("user", tuple(map(Interaction, items[0])), items[1])
-
-
 @lru_cache(maxsize=4)
 def twin_scores(recommender: Recommender, catalogue: tuple[Item, ...]) -> tuple[float, ...]:
     """What each title of the catalogue scores without a history: once a catalogue, whoever asks."""
     whole = Query("twin", (), catalogue)
     return tuple(recommender.verbalizer.read(recommender.ask_twin(whole), whole).tolist())
-
-
-def _check_titles(what: str, titles: Sequence[str]) -> None:
-    if isinstance(titles, str):
-        raise DataError(f"the {what} is the text {titles!r}; give a list of titles")
-    if not titles:
-        raise DataError(f"the {what} is empty; give at least one title")
-    for place, title in enumerate(titles, 1):
-        if not one_line(title):
-            raise DataError(f"title {place} of the {what} is empty")

@@ -19,7 +19,8 @@ import numpy as np
 from fewrec_prompt import templates, verbalizers
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.errors import BudgetError, FewrecError
-from fewrec_prompt.recommender import Recommender, of_titles
+from fewrec_prompt.given import of_titles
+from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.types import Domain, Message, Prompt, Question, TemplateRef, TokenLogprobs
 
 MADE = TemplateRef("contract", "contract.jinja", "0" * 64)

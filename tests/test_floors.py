@@ -26,6 +26,7 @@ FLOORS = (
     ),  # 1 files, numbers
     (
         "templates",
+        "given",
         "sandbox",
         "counting",
         "filters",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from _tiny import FILMS, TITLES
@@ -24,8 +27,8 @@ def toy(calibrate: str = "none") -> Recommender:
 
 
 def test_who_takes_long_titles_gets_them_first() -> None:
-    """The model prefers short titles; this person took five long ones. The weight of the length turns round."""
-    long = [f"The Very Long And Winding Road {n}" for n in range(6)]
+    """The model prefers short titles; this person took eight long ones. The weight of the length turns round."""
+    long = [f"The Very Long And Winding Road {n}" for n in range(8)]
     mine = adapt_user(toy(), long, CATALOGUE)
     assert mine.helped
     assert mine.loss < mine.zero_shot_loss
@@ -60,12 +63,25 @@ def test_the_latest_is_never_learnt_from() -> None:
     items = [Item(title, title) for title in CATALOGUE]
     questions = personal._questions(items[:8], items, 0)
     assert len(questions) == personal.MOST_LEARNT + 1
+    others = []
     for at, question in enumerate(questions):
         answer = question.query.candidates[question.relevant[0]]
-        assert answer == items[3 + at]
-        assert [seen.item for seen in question.query.history] == items[: 3 + at]
-        others = {item.id for item in question.query.candidates} - {answer.id}
-        assert not others & set(CATALOGUE[:8]), "nothing that they took"
+        assert answer == items[2 + at]
+        assert [seen.item for seen in question.query.history] == items[: 2 + at]
+        others.append({item.id for item in question.query.candidates} - {answer.id})
+        assert not others[-1] & set(CATALOGUE[:8]), "nothing that they took"
+    assert all(own == others[0] for own in others[:-1]), "titles that stand in every question are asked once"
+    assert not others[-1] & others[0], "nothing was learnt of the others that test it"
+
+
+def test_a_recommender_may_know_its_catalogue(smollm2: Path) -> None:
+    known = replace(toy(), catalogue=tuple(Item(title, title) for title in CATALOGUE))
+    long = [f"The Very Long And Winding Road {n}" for n in range(8)]
+    assert known.adapt_user(long).loss == toy().adapt_user(long, CATALOGUE).loss
+    assert known.adapt_user(long).helped
+    start = Recommender.load(str(smollm2), catalogue=["Heat", Item("7", "Up")], precision="fp32")
+    assert start.catalogue == (Item("Heat", "Heat"), Item("7", "Up"))
+    assert start.top_k(["Ronin"], k=1).ranking == start.top_k(["Ronin"], ["Heat", Item("7", "Up")], 1).ranking
 
 
 def test_a_soft_prompt_of_ones_own_is_small() -> None:
@@ -85,7 +101,11 @@ def test_a_wide_model_gets_fewer_tokens(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_cannot_be_asked_is_said() -> None:
-    with pytest.raises(DataError, match="the catalogue has 3 items that this person did not take; 9 are needed"):
+    with pytest.raises(DataError, match="the catalogue has 3 items that this person did not take; 12 are needed"):
         adapt_user(toy(), CATALOGUE[:4], CATALOGUE[:7])
+    with pytest.raises(DataError, match="no catalogue is known; give one here, or once"):
+        adapt_user(toy(), CATALOGUE[:4])
+    with pytest.raises(DataError, match="the history is the text 'Heat'"):
+        adapt_user(toy(), "Heat", CATALOGUE)
     with pytest.raises(FewrecError, match="unknown method 'lora' for one person"):
         adapt_user(toy(), CATALOGUE[:4], CATALOGUE, method="lora")  # type: ignore[arg-type]  # that is the point

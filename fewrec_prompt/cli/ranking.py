@@ -48,7 +48,8 @@ def rank(
     """
     from fewrec_prompt import tasks
     from fewrec_prompt.cli.console import say
-    from fewrec_prompt.recommender import Recommender, of_titles
+    from fewrec_prompt.given import of_titles
+    from fewrec_prompt.recommender import Recommender
     from fewrec_prompt.types import Domain
 
     query = of_titles(history, candidates)

@@ -15,6 +15,7 @@ import numpy as np
 
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.errors import DataError, FewrecError
+from fewrec_prompt.given import items_of
 from fewrec_prompt.recommender import Answers, Ranker, Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning.examples import Example
@@ -27,8 +28,8 @@ from fewrec_prompt.tuning.mixed import MixRecommender
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Interaction, Item, Query
 
-MOST_LEARNT = 4  # questions, the latest ones: more would take longer than a person waits
-N_CANDIDATES = 10
+MOST_LEARNT = 5  # questions, the latest ones: more would take longer than a person waits
+N_OTHERS = 6  # that each is asked among
 TOKENS, MOST_BYTES = 8, 65536  # of a personal soft prompt: of a model over 2,048 wide it has fewer tokens
 
 PersonalMethod = Literal["mix", "soft-prompt"]
@@ -50,21 +51,23 @@ class Personal:
 def adapt_user(
     recommender: Recommender,
     history: Sequence[Item | str],
-    catalogue: Sequence[Item | str],
+    catalogue: Sequence[Item | str] = (),
     *,
     method: PersonalMethod = "mix",
     seed: int = 0,
 ) -> Personal:
     """Learn from what one person took, oldest first; `catalogue` is what they might have taken instead.
 
-    With fewer than three interactions there is nothing to learn from and something to test on, so everybody's
-    recommender stays. Raises DataError where the catalogue has too few other items.
+    Without one it is the recommender's own. With fewer than three interactions there is nothing to learn from and
+    something to test on, so everybody's recommender stays. Raises DataError where the catalogue has too few other
+    items, or is missed.
     """
     if method not in ("mix", "soft-prompt"):
         raise FewrecError(f"unknown method {method!r} for one person; take 'mix' or 'soft-prompt'")
-    questions = _questions([_item(one) for one in history], [_item(one) for one in catalogue], seed)
-    if len(questions) < 2:
+    offered = recommender.offered(catalogue)
+    if len(history) < 3:
         return Personal(recommender, helped=False, loss=np.nan, zero_shot_loss=np.nan, n_bytes=0)
+    questions = _questions(items_of("history", history), offered, seed)
     asked = recommender.answers_all([one.query for one in questions])
     zero_shot_loss = _loss(recommender.scores(asked[-1]), questions[-1])
     own, scores, n_bytes = (_mix if method == "mix" else _soft_prompt)(recommender, questions, asked, seed)
@@ -73,27 +76,28 @@ def adapt_user(
     return Personal(own if helped else recommender, helped, loss, zero_shot_loss, n_bytes if helped else 0)
 
 
-def _item(given: Item | str) -> Item:
-    return given if isinstance(given, Item) else Item(given, given)
-
-
 def _questions(history: Sequence[Item], catalogue: Sequence[Item], seed: int) -> list[Example]:
-    """What came next, after each beginning of the history: the latest few of these questions."""
+    """What came next, after each beginning of the history: the latest few of these questions.
+
+    Those that are learnt from are asked among the same others, whose titles have to be scored by themselves only once.
+    The last one, which tests what was learnt, is asked among others that nothing was learnt of.
+    """
     taken = {item.id for item in history}
     free = [item for item in catalogue if item.id not in taken]
-    if len(free) < N_CANDIDATES - 1:
+    if len(free) < 2 * N_OTHERS:
         raise DataError(
-            f"the catalogue has {len(free)} items that this person did not take; {N_CANDIDATES - 1} are needed to ask"
+            f"the catalogue has {len(free)} items that this person did not take; {2 * N_OTHERS} are needed to ask"
         )
-    first = max(1, len(history) - MOST_LEARNT - 1)
-    return [_question(history[:at], history[at], free, seed) for at in range(first, len(history))]
+    drawn = rng_for(seed, "personal", *(item.id for item in history)).choice(len(free), 2 * N_OTHERS, replace=False)
+    others = [free[at] for at in drawn.tolist()]
+    places = range(max(1, len(history) - MOST_LEARNT - 1), len(history))
+    learnt = [_question(history[:at], history[at], others[:N_OTHERS], seed) for at in places[:-1]]
+    return [*learnt, _question(history[:-1], history[-1], others[N_OTHERS:], seed)]
 
 
-def _question(before: Sequence[Item], answer: Item, free: Sequence[Item], seed: int) -> Example:
-    rng = rng_for(seed, "personal", answer.id)
-    others = [free[at] for at in rng.choice(len(free), N_CANDIDATES - 1, replace=False).tolist()]
-    order = rng.permutation(N_CANDIDATES).tolist()
+def _question(before: Sequence[Item], answer: Item, others: Sequence[Item], seed: int) -> Example:
     items = [answer, *others]
+    order = rng_for(seed, "personal", answer.id).permutation(len(items)).tolist()
     query = Query("person", tuple(map(Interaction, before)), tuple(items[at] for at in order))
     return Example(query, (order.index(0),))
 

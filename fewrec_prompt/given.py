@@ -1,0 +1,42 @@
+"""Histories, candidates and catalogues as a caller gives them: items, or plain titles that stand for themselves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from fewrec_prompt.errors import DataError
+from fewrec_prompt.text import one_line, shown_title
+from fewrec_prompt.types import Interaction, Item, Query
+
+
+def of_titles(history: Sequence[str], candidates: Sequence[str], user_id: str = "user") -> Query:
+    """A query from titles alone; an item's id is its title. Raises DataError for empty or repeated input."""
+    seen, offered = items_of("history", history), items_of("list of candidates", candidates)
+    if repeated := _repeated(offered):
+        raise DataError(f"candidate {repeated!r} is given more than once; each candidate once")
+    return Query(user_id, tuple(map(Interaction, seen)), offered)
+
+
+def of_catalogue(history: Sequence[str | Item], catalogue: Sequence[str | Item]) -> Query:
+    """A query whose candidates are the catalogue. Raises DataError for empty input or an id that stands twice."""
+    seen, offered = items_of("history", history), items_of("catalogue", catalogue)
+    if repeated := _repeated(offered):
+        raise DataError(f"item {repeated!r} stands twice in the catalogue; ids must be unique")
+    return Query("user", tuple(map(Interaction, seen)), offered)
+
+
+def items_of(what: str, given: Sequence[str | Item]) -> tuple[Item, ...]:
+    """Items as they are, titles as items. Raises DataError, which calls them `what`, for a bare text and for none."""
+    if isinstance(given, str):
+        raise DataError(f"the {what} is the text {given!r}; give a list of titles")
+    if not given:
+        raise DataError(f"the {what} is empty; give at least one title")
+    for place, one in enumerate(given, 1):
+        if not (shown_title(one.id, one.title) if isinstance(one, Item) else one_line(one)):
+            raise DataError(f"title {place} of the {what} is empty")
+    return tuple(one if isinstance(one, Item) else Item(one, one) for one in given)
+
+
+def _repeated(items: Sequence[Item]) -> str | None:
+    return next((item_id for item_id, count in Counter(item.id for item in items).items() if count > 1), None)
