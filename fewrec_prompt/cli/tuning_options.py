@@ -17,7 +17,9 @@ Questions = Annotated[
 ]
 Negatives = Annotated[
     str | None,
-    typer.Option(help="given, uniform, popularity, in-batch or hard; by default new uniform ones for every pass."),
+    typer.Option(
+        help="given, uniform, shared, popularity, in-batch or hard; by default new uniform ones for every pass."
+    ),
 ]
 WarmUp = Annotated[int, typer.Option(help="Passes over histories without answers, before; with --epochs 0 instead.")]
 HeldOut = Annotated[float, typer.Option(help="Share of the people that early stopping looks at.")]

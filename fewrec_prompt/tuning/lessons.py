@@ -61,7 +61,7 @@ class Lesson:
             n = settings.questions
             raise DataError(
                 f"negatives {self.negatives!r} go with the answers that they came with, and {n} questions of a person "
-                "are about other things; take 'uniform', 'popularity' or 'hard', or 1 question"
+                "are about other things; take 'uniform', 'shared', 'popularity' or 'hard', or 1 question"
             )
         for example in self.examples if settings.goal == "answers" else ():
             query = example.query

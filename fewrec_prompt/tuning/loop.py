@@ -227,7 +227,7 @@ class _Training:
         """One change of the weights; what each task adds to the mean loss of the batch before it, (n_tasks,)."""
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         totals = np.zeros(len(self.lessons))
-        for unit in self._units(batch[mine], sizes[mine]):
+        for unit in self._units(batch[mine], sizes[mine], epoch):
             self.learner.place()
             draw, examples = unit[0][0], [example for _, example in unit]
             losses = self._kind(draw, epoch).losses(self.tuned[draw.task], examples, self.log_scales[draw.task])
@@ -246,12 +246,12 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         return self._summed(totals)
 
-    def _units(self, batch: Sequence[_Asked], sizes: Sequence[int]) -> Iterator[list[_Asked]]:
+    def _units(self, batch: Sequence[_Asked], sizes: Sequence[int], epoch: int) -> Iterator[list[_Asked]]:
         """People of one task who are asked together: one by one, or as many as the token budget holds."""
-        most = self.backend.mode.users_per_unit
         unit: list[_Asked] = []
         n_tokens = 0
         for one, size in zip(batch, sizes, strict=True):
+            most = len(batch) if self._kind(one[0], epoch).together else self.backend.mode.users_per_unit
             full = len(unit) == most or n_tokens + size > self.learner.backend.token_budget
             if unit and (full or unit[0][0].task != one[0].task):
                 yield unit

@@ -4,6 +4,8 @@
 |---|---|
 | given | those of the question |
 | uniform | any items that the person has not taken, drawn anew for every pass |
+| shared | the same, but for all people of a step from one order of the items: nearly the same others for each, so that
+what a title scores by itself is computed once a step (common random numbers) |
 | popularity | the same, drawn in proportion to how often they were taken |
 | in-batch | the question's own, and the answers of the others of a step |
 | hard | the best of four times as many uniform ones, as the model ranks them now (ANCE: arXiv 2007.00808) |
@@ -11,8 +13,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
@@ -51,6 +54,8 @@ class Negatives:
                 return [self._with_answers(example, batch) for example in batch]
             case "hard":
                 return [self._hardest(example, epoch, rank) for example in batch]
+            case "shared":
+                return self._shared(batch, epoch)
             case _:
                 return [self._drawn(example, epoch, len(example.query.candidates)) for example in batch]
 
@@ -68,16 +73,34 @@ class Negatives:
         best = [item for item in ranked if item.id not in answers][: n - len(answers)]
         return _shuffled(example, [*_answers(example), *best], rng_for(self.seed, "hard", epoch, example.query.user_id))
 
+    def _shared(self, batch: Sequence[Example], epoch: int) -> list[Example]:
+        """Each person's are the first that they have not taken: uniform for each, and nearly the same for all."""
+        assert self.training is not None, "checked at the start"
+        ids = self.training.item_ids
+        order = rng_for(self.seed, "shared", epoch, *(one.query.user_id for one in batch)).permutation(len(ids))
+        found = []
+        for example in batch:
+            taken = self._taken(example) | {item.id for item in _answers(example)}
+            free = (code for code in order.tolist() if ids[code] not in taken)
+            n_others = len(example.query.candidates) - len(example.relevant)
+            rng = rng_for(self.seed, "negatives", epoch, example.query.user_id)
+            found.append(self._among(example, islice(free, n_others), rng))
+        return found
+
     def _drawn(self, example: Example, epoch: int, n: int) -> Example:
-        training = self.training
-        assert training is not None, "checked at the start"
+        assert self.training is not None, "checked at the start"
         rng = rng_for(self.seed, "negatives", epoch, example.query.user_id)
         taken = self._taken(example) | {item.id for item in _answers(example)}
-        free = [code for code, item_id in enumerate(training.item_ids) if item_id not in taken]
+        free = [code for code, item_id in enumerate(self.training.item_ids) if item_id not in taken]
         n_others = min(n - len(example.relevant), len(free))
         chosen = rng.choice(free, n_others, replace=False, p=self._shares(free, n_others))
-        others = [training.items[training.item_ids[code]] for code in chosen]
-        return _shuffled(example, [*_answers(example), *others], rng)
+        return self._among(example, chosen, rng)
+
+    def _among(self, example: Example, others: Iterable[int], rng: np.random.Generator) -> Example:
+        """The example's answers among other items, given by their codes."""
+        assert self.training is not None, "checked at the start"
+        items = [self.training.items[self.training.item_ids[code]] for code in others]
+        return _shuffled(example, [*_answers(example), *items], rng)
 
     def _shares(self, free: Sequence[int], n: int) -> np.ndarray | None:
         assert self.training is not None, "checked at the start"

@@ -37,6 +37,10 @@ class Kind(Protocol):
     def n_tokens(self, recommender: Recommender, example: Example) -> int:
         """That the model computes for one question."""
 
+    @property
+    def together(self) -> bool:
+        """Whether people of a step are asked together wherever they are learnt from: they are asked the same things."""
+
     def before(self, recommender: Recommender, examples: Sequence[Example]) -> tuple[float, float]:
         """(log of the scale that scores begin with, mean loss at it) of a recommender that has learnt nothing yet."""
 
@@ -67,6 +71,10 @@ class OverAnswers:
     def n_tokens(self, recommender: Recommender, example: Example) -> int:
         return recommender.work(example.query)
 
+    @property
+    def together(self) -> bool:
+        return self.negatives.name == "shared"
+
     def before(self, recommender: Recommender, examples: Sequence[Example]) -> tuple[float, float]:
         return self.lesson.suited(recommender, examples or self.lesson.examples)
 
@@ -86,6 +94,10 @@ class OverHistories:
 
     def n_tokens(self, recommender: Recommender, example: Example) -> int:
         return recommender.backend.n_computed(titles(recommender, example.query))
+
+    @property
+    def together(self) -> bool:
+        return False
 
     def before(self, recommender: Recommender, examples: Sequence[Example]) -> tuple[float, float]:
         return 0.0, float(np.mean([float(losses_of_titles(recommender, [one.query])) for one in examples]))

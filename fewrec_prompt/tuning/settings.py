@@ -16,7 +16,7 @@ MethodName = Literal[
 InitName = Literal["instruction", "vocabulary", "random"]
 TargetsName = Literal["attention", "all"]
 PassName = Literal["start", "histories", "answers"]
-NegativesName = Literal["given", "uniform", "popularity", "in-batch", "hard"]
+NegativesName = Literal["given", "uniform", "shared", "popularity", "in-batch", "hard"]
 
 
 @dataclass(frozen=True, slots=True)
