@@ -123,7 +123,7 @@ class Recommender:
         unit: str = "auto",
         token_budget: int | None = None,
         domain: Domain = NEUTRAL,
-        catalogue: Sequence[Item | str] = (),
+        catalogue: Sequence[Item | str] | None = None,
         adapter: Path | str | None = None,
         force: bool = False,
         say: Say = quiet,
@@ -137,7 +137,7 @@ class Recommender:
         """
         template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length, orders)
         numerics = Numerics(precision, device, int8_threshold, unit, token_budget)
-        offered = items_of("catalogue", catalogue) if catalogue else ()
+        offered = () if catalogue is None else items_of("catalogue", catalogue)
         backend = choice.load(model, numerics, say=say)
         found = cls(template, reader, backend, domain, calibration, catalogue=offered)
         return found if adapter is None else found.adapted(adapter, force=force)
@@ -160,7 +160,12 @@ class Recommender:
         return made
 
     def adapt_user(
-        self, history: Sequence[Item | str], catalogue: Sequence[Item | str] = (), *, method: str = "mix", seed: int = 0
+        self,
+        history: Sequence[Item | str],
+        catalogue: Sequence[Item | str] | None = None,
+        *,
+        method: str = "mix",
+        seed: int = 0,
     ) -> Any:
         """Learn from the few things that one person took, oldest first: tuning.personal.Personal.
 
@@ -185,7 +190,7 @@ class Recommender:
     def top_k(
         self,
         history: Sequence[str | Item],
-        catalogue: Sequence[str | Item] = (),
+        catalogue: Sequence[str | Item] | None = None,
         k: int = 10,
         *,
         budget: int | None = None,
@@ -218,11 +223,13 @@ class Recommender:
         ranking = Ranking(query.user_id, items, found.scores, len(fitted.history))
         return TopK(ranking, found.gap, found.n_computed, found.n_needed)
 
-    def offered(self, catalogue: Sequence[str | Item]) -> tuple[Item, ...]:
-        """The items of this catalogue, or of the recommender's own. Raises DataError where there is neither."""
-        if not catalogue and not self.catalogue:
+    def offered(self, catalogue: Sequence[str | Item] | None) -> tuple[Item, ...]:
+        """The items of this catalogue, or of the recommender's own. Raises DataError where there are none."""
+        if catalogue is not None:
+            return items_of("catalogue", catalogue)
+        if not self.catalogue:
             raise DataError("no catalogue is known; give one here, or once and for all to Recommender.load")
-        return items_of("catalogue", catalogue) if catalogue else self.catalogue
+        return self.catalogue
 
     def answers(self, query: Query) -> Answers:
         """Everything the model has to say for this query."""

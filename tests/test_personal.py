@@ -105,6 +105,9 @@ def test_what_cannot_be_asked_is_said() -> None:
         adapt_user(toy(), CATALOGUE[:4], CATALOGUE[:7])
     with pytest.raises(DataError, match="no catalogue is known; give one here, or once"):
         adapt_user(toy(), CATALOGUE[:4])
+    known = replace(toy(), catalogue=tuple(Item(title, title) for title in CATALOGUE))
+    with pytest.raises(DataError, match="the catalogue is empty"):
+        adapt_user(known, CATALOGUE[:4], [])
     with pytest.raises(DataError, match="the history is the text 'Heat'"):
         adapt_user(toy(), "Heat", CATALOGUE)
     with pytest.raises(FewrecError, match="unknown method 'lora' for one person"):

@@ -51,7 +51,7 @@ class Personal:
 def adapt_user(
     recommender: Recommender,
     history: Sequence[Item | str],
-    catalogue: Sequence[Item | str] = (),
+    catalogue: Sequence[Item | str] | None = None,
     *,
     method: PersonalMethod = "mix",
     seed: int = 0,
