@@ -72,6 +72,7 @@ def test_the_latest_is_never_learnt_from() -> None:
         assert not others[-1] & set(CATALOGUE[:8]), "nothing that they took"
     assert all(own == others[0] for own in others[:-1]), "titles that stand in every question are asked once"
     assert not others[-1] & others[0], "nothing was learnt of the others that test it"
+    assert personal._questions(items[:8], [*items, *items], 0) == questions, "what stands twice is asked once"
 
 
 def test_a_recommender_may_know_its_catalogue(smollm2: Path) -> None:
