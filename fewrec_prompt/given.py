@@ -18,12 +18,12 @@ def of_titles(history: Sequence[str], candidates: Sequence[str], user_id: str = 
     return Query(user_id, tuple(map(Interaction, seen)), offered)
 
 
-def of_catalogue(history: Sequence[str | Item], catalogue: Sequence[str | Item]) -> Query:
-    """A query whose candidates are the catalogue. Raises DataError for empty input or an id that stands twice."""
-    seen, offered = items_of("history", history), items_of("catalogue", catalogue)
-    if repeated := _repeated(offered):
+def catalogue_of(given: Sequence[str | Item]) -> tuple[Item, ...]:
+    """The items of a catalogue. Raises DataError as `items_of` does, and for an id that stands twice."""
+    items = items_of("catalogue", given)
+    if repeated := _repeated(items):
         raise DataError(f"item {repeated!r} stands twice in the catalogue; ids must be unique")
-    return Query("user", tuple(map(Interaction, seen)), offered)
+    return items
 
 
 def items_of(what: str, given: Sequence[str | Item]) -> tuple[Item, ...]:

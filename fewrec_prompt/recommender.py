@@ -23,11 +23,11 @@ from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.catalogue import Rule
 from fewrec_prompt.demos import Demos
 from fewrec_prompt.errors import BudgetError, DataError, VerbalizerError
-from fewrec_prompt.given import items_of, of_catalogue, of_titles
+from fewrec_prompt.given import catalogue_of, items_of, of_titles
 from fewrec_prompt.registry import Registry
 from fewrec_prompt.rendering import Render
 from fewrec_prompt.templates import Template
-from fewrec_prompt.types import Domain, Item, Query, Question, Ranking, TokenLogprobs
+from fewrec_prompt.types import Domain, Interaction, Item, Query, Question, Ranking, TokenLogprobs
 from fewrec_prompt.verbalizers import Group, Length, Orders, Rounds, Verbalizer
 from fewrec_prompt.verbalizers.base import mean
 
@@ -137,7 +137,7 @@ class Recommender:
         """
         template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length, orders)
         numerics = Numerics(precision, device, int8_threshold, unit, token_budget)
-        offered = () if catalogue is None else items_of("catalogue", catalogue)
+        offered = () if catalogue is None else catalogue_of(catalogue)
         backend = choice.load(model, numerics, say=say)
         found = cls(template, reader, backend, domain, calibration, catalogue=offered)
         return found if adapter is None else found.adapted(adapter, force=force)
@@ -209,14 +209,15 @@ class Recommender:
             raise VerbalizerError("a catalogue is searched by the sum or mean of tokens, plain or with pmi; name those")
         if k < 1:
             raise DataError(f"k is {k}; it must be at least 1")
-        query = of_catalogue(history, self.offered(catalogue))
+        seen = items_of("history", history)
+        query = Query("user", tuple(map(Interaction, seen)), self.offered(catalogue))
         fitted, (question,) = self._fit(query)
         offsets = np.zeros(len(query.candidates))
         if self.calibration.needs_twin:
             asker = replace(self, calibration=UNCALIBRATED)  # another alpha asks nothing
             offsets -= self.calibration.alpha * np.array(twin_scores(asker, query.candidates))
-        seen = {taken.item.id for taken in query.history}
-        offsets[[place for place, item in enumerate(query.candidates) if item.id in seen]] = -np.inf
+        taken = {item.id for item in seen}
+        offsets[[place for place, item in enumerate(query.candidates) if item.id in taken]] = -np.inf
         rule = Rule(self.verbalizer.length == "mean", offsets)
         found = self.backend.best_continuations(question, rule, k, budget=budget)
         items = tuple(query.candidates[place] for place in found.titles)
@@ -226,7 +227,7 @@ class Recommender:
     def offered(self, catalogue: Sequence[str | Item] | None) -> tuple[Item, ...]:
         """The items of this catalogue, or of the recommender's own. Raises DataError where there are none."""
         if catalogue is not None:
-            return items_of("catalogue", catalogue)
+            return catalogue_of(catalogue)
         if not self.catalogue:
             raise DataError("no catalogue is known; give one here, or once and for all to Recommender.load")
         return self.catalogue

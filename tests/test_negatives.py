@@ -7,17 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from _tiny import FILMS
-from test_tuning import backend, examples, settings
 
 from fewrec_prompt.data.training import Training
-from fewrec_prompt.recommender import Recommender, choose
-from fewrec_prompt.tuning import loop, passes
 from fewrec_prompt.tuning.examples import Example
-from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.negatives import HARDER, Negatives
-from fewrec_prompt.tuning.outcome import Tuned
 from fewrec_prompt.types import Interaction, Item, Query, Ranking
 
 ITEMS = [Item(f"i{n}", f"Film {n}") for n in range(24)]
@@ -69,47 +62,10 @@ def test_people_of_a_step_share_what_they_can() -> None:
     many: dict[str, list[int]] = {}
     for name in ("uniform", "shared"):
         draw = Negatives(name, catalogue(ITEMS, TAKEN), 0)  # type: ignore[arg-type]
-        passes_ = [draw(asked(), epoch, never) for epoch in range(50)]
-        assert len({tuple(sorted(others(one[0]))) for one in passes_}) > 40
-        many[name] = [len({item for one in step for item in others(one)}) for step in passes_]
+        steps = [draw(asked(), epoch, never) for epoch in range(50)]
+        assert len({tuple(sorted(others(one[0]))) for one in steps}) > 40
+        many[name] = [len({item for one in step for item in others(one)}) for step in steps]
     assert np.mean(many["shared"]) < np.mean(many["uniform"]) - 1.5
-
-
-def test_a_step_that_shares_is_asked_together_and_computes_its_titles_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a canonical unit, too: the same loss and slopes as one by one, from fewer tokens."""
-    sizes: list[int] = []
-    slopes: list[list[torch.Tensor]] = []
-    losses = passes.OverAnswers.losses
-
-    def counted(self: Any, recommender: Recommender, own: list[Example], log_scale: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(own))
-        return losses(self, recommender, own, log_scale)
-
-    def summed(training: Any) -> None:
-        slopes.append([weights.grad.clone() for weights in training.learner.parameters().values()])
-
-    def learnt() -> Tuned:
-        template, reader, calibration = choose("films-complete", None, "pmi", None, None)
-        start = Recommender(template, reader, backend(), FILMS, calibration)
-        how = settings("lora", epochs=1, batch=4, negatives="shared")
-        return tune(start, examples(4), how, training=catalogue([*ITEMS, *answers()], {}))
-
-    monkeypatch.setattr(passes.OverAnswers, "losses", counted)
-    monkeypatch.setattr(loop._Training, "_add_up", summed)
-    found = learnt()
-    assert sizes == [4]
-    monkeypatch.setattr(passes.OverAnswers, "together", False)
-    sizes.clear()
-    alone = learnt()
-    assert sizes == [1, 1, 1, 1]
-    assert found.passes[1].loss == pytest.approx(alone.passes[1].loss, abs=1e-5)
-    for one, other in zip(*slopes, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
-    assert max(float(one.abs().max()) for one in slopes[0]) > 1e-3
-
-
-def answers() -> list[Item]:
-    return [*{item.id: item for one in examples(4) for item in one.query.candidates}.values()]
 
 
 def test_hard_ones_are_the_best_of_many_as_the_model_ranks_them() -> None:

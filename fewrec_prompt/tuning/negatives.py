@@ -4,8 +4,7 @@
 |---|---|
 | given | those of the question |
 | uniform | any items that the person has not taken, drawn anew for every pass |
-| shared | the same, but for all people of a step from one order of the items: nearly the same others for each, so that
-what a title scores by itself is computed once a step (common random numbers) |
+| shared | the same, from one order of the items for all people of a step, so that they have most of them in common |
 | popularity | the same, drawn in proportion to how often they were taken |
 | in-batch | the question's own, and the answers of the others of a step |
 | hard | the best of four times as many uniform ones, as the model ranks them now (ANCE: arXiv 2007.00808) |
@@ -13,9 +12,8 @@ what a title scores by itself is computed once a step (common random numbers) |
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
@@ -74,39 +72,46 @@ class Negatives:
         return _shuffled(example, [*_answers(example), *best], rng_for(self.seed, "hard", epoch, example.query.user_id))
 
     def _shared(self, batch: Sequence[Example], epoch: int) -> list[Example]:
-        """Each person's are the first that they have not taken: uniform for each, and nearly the same for all."""
-        assert self.training is not None, "checked at the start"
-        ids = self.training.item_ids
-        order = rng_for(self.seed, "shared", epoch, *(one.query.user_id for one in batch)).permutation(len(ids))
+        """For each person the first that they have not taken: uniform for each, and nearly the same for all.
+
+        What a title scores by itself is then computed once a step (common random numbers).
+        """
+        rng = rng_for(self.seed, "shared", epoch, *(one.query.user_id for one in batch))
+        order = rng.permutation(len(self._catalogue.item_ids))
         found = []
         for example in batch:
-            taken = self._taken(example) | {item.id for item in _answers(example)}
-            free = (code for code in order.tolist() if ids[code] not in taken)
             n_others = len(example.query.candidates) - len(example.relevant)
-            rng = rng_for(self.seed, "negatives", epoch, example.query.user_id)
-            found.append(self._among(example, islice(free, n_others), rng))
+            first = sorted(self._free(example), key=order.__getitem__)[:n_others]
+            own = rng_for(self.seed, "negatives", epoch, example.query.user_id)
+            found.append(self._among(example, first, own))
         return found
 
     def _drawn(self, example: Example, epoch: int, n: int) -> Example:
-        assert self.training is not None, "checked at the start"
         rng = rng_for(self.seed, "negatives", epoch, example.query.user_id)
-        taken = self._taken(example) | {item.id for item in _answers(example)}
-        free = [code for code, item_id in enumerate(self.training.item_ids) if item_id not in taken]
+        free = self._free(example)
         n_others = min(n - len(example.relevant), len(free))
         chosen = rng.choice(free, n_others, replace=False, p=self._shares(free, n_others))
-        return self._among(example, chosen, rng)
+        return self._among(example, chosen.tolist(), rng)
 
-    def _among(self, example: Example, others: Iterable[int], rng: np.random.Generator) -> Example:
-        """The example's answers among other items, given by their codes."""
+    @property
+    def _catalogue(self) -> Training:
         assert self.training is not None, "checked at the start"
-        items = [self.training.items[self.training.item_ids[code]] for code in others]
-        return _shuffled(example, [*_answers(example), *items], rng)
+        return self.training
+
+    def _free(self, example: Example) -> list[int]:
+        """The codes of all items that the person has not taken."""
+        taken = self._taken(example) | {item.id for item in _answers(example)}
+        return [code for code, item_id in enumerate(self._catalogue.item_ids) if item_id not in taken]
+
+    def _among(self, example: Example, codes: Sequence[int], rng: np.random.Generator) -> Example:
+        """The same question, its answers among these items."""
+        others = [self._catalogue.items[self._catalogue.item_ids[code]] for code in codes]
+        return _shuffled(example, [*_answers(example), *others], rng)
 
     def _shares(self, free: Sequence[int], n: int) -> np.ndarray | None:
-        assert self.training is not None, "checked at the start"
         if self.name != "popularity":
             return None
-        counts = np.array([self.training.popularity[self.training.item_ids[code]] for code in free], dtype=float)
+        counts = np.array([self._catalogue.popularity[self._catalogue.item_ids[code]] for code in free], dtype=float)
         counts += 1.0 if np.count_nonzero(counts) < n else 0.0  # items nobody took, where the others do not suffice
         shares: np.ndarray = counts / counts.sum()
         return shares

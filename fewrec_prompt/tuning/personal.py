@@ -83,7 +83,7 @@ def _questions(history: Sequence[Item], catalogue: Sequence[Item], seed: int) ->
     The last one, which tests what was learnt, is asked among others that nothing was learnt of.
     """
     taken = {item.id for item in history}
-    free = [*{item.id: item for item in catalogue if item.id not in taken}.values()]  # each once
+    free = [item for item in catalogue if item.id not in taken]
     if len(free) < 2 * N_OTHERS:
         raise DataError(
             f"the catalogue has {len(free)} items that this person did not take; {2 * N_OTHERS} are needed to ask"
