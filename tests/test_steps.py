@@ -21,7 +21,6 @@ from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.outcome import Tuned
 from fewrec_prompt.types import Item
 
-
 MORE = tuple(Item(f"n{n}", f"Film {n}") for n in range(24))
 
 
