@@ -55,6 +55,15 @@ def test_what_was_taken_twice_is_not_shown_before_it_is_asked_about() -> None:
     assert stepped_back(alone, 1) == alone
 
 
+def test_what_is_taken_again_as_the_answer_is_asked_about_once() -> None:
+    taken = tuple(Interaction(ITEMS[n]) for n in (0, 1, 2))
+    whole = Example(Query("u", (*taken, Interaction(ITEMS[5])), (ITEMS[3], ITEMS[2], ITEMS[4])), (1,))
+    found = stepped_back(whole, 2)
+    assert [item.id for item in found.query.candidates] == ["3", "2", "4"]
+    assert found.relevant == (1,)
+    assert [seen.item.id for seen in found.query.history] == ["0", "1"]
+
+
 def test_several_answers_become_one() -> None:
     found = stepped_back(example(4, (0, 2)), 1)
     assert [item.id for item in found.query.candidates] == ["3", "9"]

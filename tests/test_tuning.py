@@ -154,7 +154,7 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing_that_was_saved(
     assert n_failed >= 3 * 2  # three states are written, each flushed and then put in its place
 
 
-@pytest.mark.parametrize("change", ["calibration", "domain", "history", "held out", "precision"])
+@pytest.mark.parametrize("change", ["calibration", "domain", "history", "title", "user", "held out", "precision"])
 def test_a_training_that_asked_something_else_is_not_gone_on_with(change: str, tmp_path: Path) -> None:
     tune(recommender(), examples(), settings("lora", epochs=1), folder=tmp_path)
     start, people, held_out = recommender(), examples(), ()
@@ -165,6 +165,12 @@ def test_a_training_that_asked_something_else_is_not_gone_on_with(change: str, t
     elif change == "history":
         first = people[0]
         people[0] = replace(first, query=replace(first.query, history=first.query.history[1:]))
+    elif change == "title":
+        first = people[0].query
+        named = replace(first.candidates[0], title="Another (1999)")
+        people[0] = replace(people[0], query=replace(first, candidates=(named, *first.candidates[1:])))
+    elif change == "user":
+        people[0] = replace(people[0], query=replace(people[0].query, user=(("age", 30),)))
     elif change == "held out":
         held_out = people[:1]
     else:
@@ -260,7 +266,7 @@ def test_a_training_of_something_else_is_not_gone_on_with(tmp_path: Path) -> Non
 def test_a_loss_that_is_not_finite_stops_and_names_the_person(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSSES, "listwise", lambda scores, relevant: scores.sum() * float("nan"))
     monkeypatch.setattr(lessons, "best_scale", lambda *_: (0.0, 1.0))
-    with pytest.raises(NumericError, match=r"the loss of user 'u\d' in pass 1 is nan"):
+    with pytest.raises(NumericError, match=r"pass 1, user 'u\d': the loss of 'u\d' is nan"):
         tune(recommender(), examples(), settings("lora"))
 
 
@@ -417,6 +423,11 @@ def test_all_questions_of_a_person_are_on_one_side() -> None:
         ({"learning_rate": 0.0}, "learning rate is 0.0; give a number from 1e-08 to 1"),
         ({"learning_rate": float("nan")}, "learning rate is nan"),
         ({"rank": 0}, "rank is 0"),
+        ({"epochs": 1.5}, "epochs is 1.5; give a whole number from 0 to 1000"),
+        ({"batch": True}, "batch is True; give a whole number"),
+        ({"learning_rate": "fast"}, "learning rate is 'fast'; give a number"),
+        ({"seed": 2**70}, "seed is"),
+        ({"method": "head-lora", "checkpointing": True}, "'head-lora' makes no use of checkpointing"),
         ({"loss": "list"}, "unknown loss 'list'.*listwise"),
         ({"method": "prefix", "checkpointing": True}, "checkpointing drops keys and values"),
     ],

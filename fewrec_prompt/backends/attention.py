@@ -34,7 +34,8 @@ def tree_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers calls it: (n_rows, n_heads, n_tokens, head_dim) in, tokens before heads out.
 
-    `attention_mask` (n_rows or 1, 1, n_branches, n_keys) is additive.
+    `attention_mask` (n_rows or 1, 1, n_branches, n_keys) is additive. `dropout` is the share of
+    attention's weights that a model which learns leaves out.
     """
     n_queries = query.shape[-2]
     if attention_mask is None or attention_mask.shape[-2] >= n_queries:
@@ -42,13 +43,12 @@ def tree_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return done
-    assert not dropout, "trees are scored, and tuned, without dropout in attention"
     n_stem = n_queries - attention_mask.shape[-2]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     attend = _attend_in_blocks if _blocks_pay(query) else _attend
     n_branches = n_queries - n_stem
-    stem = attend(query[:, :, :n_stem], key[:, :, :-n_branches], value[:, :, :-n_branches], None, scale)
-    branches = attend(query[:, :, n_stem:], key, value, attention_mask, scale)
+    stem = attend(query[:, :, :n_stem], key[:, :, :-n_branches], value[:, :, :-n_branches], None, scale, dropout)
+    branches = attend(query[:, :, n_stem:], key, value, attention_mask, scale, dropout)
     return torch.cat([stem, branches], dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -58,7 +58,12 @@ def _blocks_pay(query: torch.Tensor) -> bool:
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    dropout: float,
 ) -> torch.Tensor:
     """By torch's fused kernel; without a mask each query sees the keys up to its own, the last of them."""
     causal = mask is None and query.shape[-2] == key.shape[-2]
@@ -69,7 +74,7 @@ def _attend(
         key, value = (_repeated(states, query.shape[1]) for states in (key, value))
         grouped = False
     return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
     )
 
 
@@ -89,31 +94,39 @@ def _repeated(states: torch.Tensor, n_heads: int) -> torch.Tensor:
 
 
 def _attend_in_blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    dropout: float,
 ) -> torch.Tensor:
     """By matrix products over the heads that share keys. Without a mask, a block of queries sees no later keys."""
     query = query * scale
     if mask is not None:
         if len(mask) == 1:  # a tree by itself: its branches see all of its stem
             mask = mask[..., -query.shape[-2] :]
-        return _block(query, key, value, mask)
+        return _block(query, key, value, mask, dropout)
     n_before = key.shape[-2] - query.shape[-2]
     done = []
     for begin in range(0, query.shape[-2], BLOCK):
         rows = query[:, :, begin : begin + BLOCK]
         end = n_before + begin + rows.shape[-2]
-        done.append(_block(rows, key[:, :, :end], value[:, :, :end], _lower_right(rows, rows)[None, None]))
+        done.append(_block(rows, key[:, :, :end], value[:, :, :end], _lower_right(rows, rows)[None, None], dropout))
     return torch.cat(done, dim=2)
 
 
-def _block(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _block(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, dropout: float
+) -> torch.Tensor:
     """The mask is that of the last keys; all see the keys before them."""
     n_rows, n_heads, n_queries, width = query.shape
     shape = (n_rows, key.shape[1], n_heads // key.shape[1] * n_queries)
     scores = query.reshape(*shape, width) @ key.transpose(-1, -2)
     by_head = scores.view(n_rows, n_heads, n_queries, -1)
     by_head[..., -mask.shape[-1] :] += mask
-    return (by_head.softmax(-1).view(scores.shape) @ value).view(query.shape[:-1] + value.shape[-1:])
+    weights = torch.dropout(by_head.softmax(-1), dropout, train=dropout > 0).view(scores.shape)
+    return (weights @ value).view(query.shape[:-1] + value.shape[-1:])
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -15,7 +15,7 @@ from fewrec_prompt.backends.models import ModelFiles
 from fewrec_prompt.backends.plan import TokenSequence
 from fewrec_prompt.backends.precision import NumericMode, Numerics
 from fewrec_prompt.backends.prefix import Soft, digest
-from fewrec_prompt.backends.switching import AdapterSwitch
+from fewrec_prompt.backends.switching import UNNAMED, AdapterSwitch
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.types import Prompt
 
@@ -25,9 +25,9 @@ Self = TypeVar("Self", bound="LocalBackend")
 class LocalBackend(Backend):
     """A model that answers questions, perhaps behind a learned prefix. Not for two threads at once.
 
-    `adapter` is the sha256 of weights that were learned and sit inside the model, `adapter_name` which of the switch's
-    adapters that is. Whoever changes weights says so here, or sets `files` to None: else they would share their kept
-    answers with the model that the files hold.
+    `adapter` is the sha256 of weights that were learned and sit beside the model's own, `adapter_name` which of the
+    switch's adapters that is. Whoever changes the model's own weights says so in `switch.weights`, for all who share
+    it: else they would share their kept answers with the model that the files hold.
     """
 
     kind: str  # its name among BACKENDS
@@ -46,7 +46,7 @@ class LocalBackend(Backend):
     @property
     def learnt(self) -> str | None:
         """A name for what was learned and is used now, inside the model or before the prompt; None of a bare model."""
-        return self.adapter or digest(self.soft)
+        return self.adapter or self.switch.weights or digest(self.soft)
 
     @property
     def embeddings(self) -> Any:
@@ -100,12 +100,12 @@ class LocalBackend(Backend):
     def _named(self, sequences: Sequence[TokenSequence]) -> Identity | None:
         """The name of the answers to these sequences, asked together; None where nothing says what the model is.
 
-        That is a model made in memory, one with adapters of unknown content, or one in training.
+        That is a model made in memory, one whose weights nothing names, or one in training.
         """
-        if self.adapter_name is not None and self.adapter is None:  # it is in training
+        whole = self.switch.weights
+        if whole == UNNAMED or (self.adapter_name is not None and self.adapter is None):  # it is in training
             return None
+        inside = " ".join(one for one in (whole, self.adapter) if one) or None
         bare = self.adapter_name is None and self.switch.peft is not None
         prefix = digest(self.soft)
-        return Made(self.model, self.files, self.mode, self.token_budget, self.adapter, prefix, bare=bare).name(
-            sequences
-        )
+        return Made(self.model, self.files, self.mode, self.token_budget, inside, prefix, bare=bare).name(sequences)

@@ -12,6 +12,7 @@ from typing import Any
 
 from fewrec_prompt.errors import ModelError
 
+UNNAMED = "changed"  # in place of a digest: weights that nothing names
 FALSE_ALARMS = (
     ".*is_gradient_checkpointing. is deprecated",  # it asks transformers by a name that has a newer one
     "The following rank_pattern keys did not match",  # it looks for AdaLoRA's layers before they are there
@@ -42,13 +43,15 @@ def _as_it_was_asked(_layer: Any, asked: tuple[Any, ...], answer: Any) -> Any:
 
 
 class AdapterSwitch:
-    """The low-rank adapters of one model (PEFT's), by name; None is the model itself."""
+    """What is in one model: its low-rank adapters (PEFT's) by name, None being the model itself, and whose its own
+    weights are."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._on: str | None = None
         self._n_made = 0
         self._learning: str | None = None
+        self.weights: str | None = None  # sha256 of those in place of the files' own, or UNNAMED
         self.peft: Any = None  # the PeftModel around the model, from its first adapter on
 
     def add(self, config: Any, *, learning: bool = False) -> str:

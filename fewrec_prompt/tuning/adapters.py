@@ -21,16 +21,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.models import digests
+from fewrec_prompt.backends.switching import UNNAMED
 from fewrec_prompt.errors import AdapterError
 from fewrec_prompt.files import new_folder
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.methods import Tensors
+from fewrec_prompt.tuning.weights import save_tensors
 from fewrec_prompt.types import Interaction, Item, Query
 
 SCHEMA = 3  # 2: of causal models alone; 1: of one task, not by its name
@@ -67,6 +69,10 @@ def bindings(recommender: Recommender) -> dict[str, Any]:
     if not isinstance(backend, LocalBackend):
         raise AdapterError(
             f"weights are kept for models that run here, and this recommender asks a {type(backend).__name__}"
+        )
+    if backend.switch.weights == UNNAMED:
+        raise AdapterError(
+            "this model's own weights were changed by a training or a merge, and belong to no files; load it anew"
         )
     if backend.files is None:
         raise AdapterError("weights belong to a model that has files; this one was made in memory. Save it, load it")
@@ -113,7 +119,7 @@ def save(
     _check_finite(tensors, str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as part:
-        save_file({name: values.detach().cpu().contiguous() for name, values in tensors.items()}, part / WEIGHTS)
+        save_tensors(tensors, part / WEIGHTS)
         if config is not None:
             (part / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         files = {path.name: _sealed(path) for path in sorted(part.iterdir())}

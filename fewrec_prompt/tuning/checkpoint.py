@@ -13,24 +13,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from fewrec_prompt.errors import RunError
 from fewrec_prompt.files import replaced
 from fewrec_prompt.tuning.methods import Tensors
+from fewrec_prompt.tuning.weights import save_tensors
 
 FILE = "training.safetensors"
 
 
 def save(folder: Path, groups: Mapping[str, Tensors], note: Mapping[str, Any]) -> None:
     """Write the tensors of each group, and a note that says where training stands, whole or not at all."""
-    tensors = {
-        f"{group}/{name}": values.detach().cpu().contiguous().clone()
-        for group, named in groups.items()
-        for name, values in named.items()
-    }
+    tensors = {f"{group}/{name}": values for group, named in groups.items() for name, values in named.items()}
     with replaced(folder / FILE) as part:
-        save_file(tensors, part, metadata={"note": json.dumps(note)})
+        save_tensors(tensors, part, json.dumps(note, allow_nan=False))
 
 
 def load(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]] | None:

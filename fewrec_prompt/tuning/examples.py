@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.errors import DataError
@@ -37,6 +38,16 @@ def examples_of(queries: QuerySet) -> tuple[Example, ...]:
     return found
 
 
+def check_places(example: Example) -> None:
+    """Raises DataError for answers that are not places among the candidates, each named once."""
+    n, places = len(example.query.candidates), example.relevant
+    if len(set(places)) < len(places) or not all(isinstance(one, Integral) and 0 <= one < n for one in places):
+        raise DataError(
+            f"user {example.query.user_id!r}: answers are at {list(places)}; give places among the {n} candidates, "
+            "from 0, each once"
+        )
+
+
 def _places(query: Query, relevant: frozenset[str]) -> tuple[int, ...]:
     return tuple(place for place, item in enumerate(query.candidates) if item.id in relevant)
 
@@ -65,8 +76,8 @@ def stepped_back(example: Example, back: int) -> Example:
     if not example.relevant:
         return example
     answer, *others = example.relevant
-    kept = [(place, item) for place, item in enumerate(query.candidates) if place not in others and item != taken.item]
-    items = tuple(taken.item if place == answer else item for place, item in kept)
+    stands = [(place, taken.item if place == answer else item) for place, item in enumerate(query.candidates)]
+    items = tuple(item for place, item in stands if place == answer or (place not in others and item != taken.item))
     return Example(replace(known, candidates=items), (items.index(taken.item),))
 
 

@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 
 from fewrec_prompt.data.training import Training
+from fewrec_prompt.errors import DataError
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning.examples import Example
@@ -42,6 +43,11 @@ class Histories:
         first = int(rng_for(self.seed, "stretch", turn, query.user_id).integers(len(taken) - n + 1))
         *known, last = taken[first : first + n]
         return Example(replace(query, history=tuple(known), candidates=(last.item,)), (0,))
+
+    def check(self, query: Query) -> None:
+        """Raises DataError for a person who took nothing that could be modelled."""
+        if not self._whole(query):
+            raise DataError(f"user {query.user_id!r} has no history for a warm-up to model; leave them or it out")
 
     def _whole(self, query: Query) -> Sequence[Interaction]:
         """All that a person took, oldest first; what is shown of it at least."""

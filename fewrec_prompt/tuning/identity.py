@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from fewrec_prompt.backends.identity import computation
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.data.training import Training
 from fewrec_prompt.tuning.adapters import asked_with
-from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.methods import Tensors
 from fewrec_prompt.tuning.settings import Settings
@@ -33,28 +33,23 @@ class Earlier:
 def identity(settings: Settings, lessons: Sequence[Lesson], backend: LocalBackend, earlier: Earlier | None) -> str:
     """sha256 of settings, how is asked, whom and what, the model and its numbers, and an earlier round's weights."""
     began = None if earlier is None else (earlier.pull, *map(_digest, earlier.tensors.values()))
-    files, mode = backend.files, backend.mode
-    model = (files and files.sha256, mode.precision, mode.int8_threshold)
+    files = backend.files
+    model = files and files.sha256, computation(backend.mode, backend.token_budget)
     whole = (settings.to_dict(), [*map(_content, lessons)], model, began)
     return sha256(repr(whole).encode()).hexdigest()
 
 
 def _content(lesson: Lesson) -> tuple[Any, ...]:
-    people = [[*map(_question, some)] for some in (lesson.examples, lesson.held_out, lesson.earlier)]
+    people = (lesson.examples, lesson.held_out, lesson.earlier)  # with all that a template may show
     known = None if lesson.training is None else _known(lesson.training)
     return lesson.name, lesson.loss, lesson.negatives, lesson.metric, asked_with(lesson.recommender), people, known
 
 
 def _known(training: Training) -> str:
     """sha256 of who took what, which negatives and whole histories are drawn from."""
-    ids = repr((training.user_ids, training.item_ids)).encode()
-    return sha256(ids + training.users.tobytes() + training.codes.tobytes()).hexdigest()
-
-
-def _question(example: Example) -> tuple[Any, ...]:
-    query = example.query
-    known = [(seen.item.id, seen.rating) for seen in query.history]
-    return query.user_id, known, [item.id for item in query.candidates], example.relevant
+    said = repr((training.user_ids, [training.items[item_id] for item_id in training.item_ids])).encode()
+    numbers = (training.users, training.codes, training.times, training.ratings)
+    return sha256(said + b"".join(b"" if own is None else own.tobytes() for own in numbers)).hexdigest()
 
 
 def _digest(values: torch.Tensor) -> str:

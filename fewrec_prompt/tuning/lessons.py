@@ -16,7 +16,7 @@ from fewrec_prompt.errors import BudgetError, DataError
 from fewrec_prompt.metrics import OF_SCORES, Shelf, UserScores, measure_all, parse_metric
 from fewrec_prompt.metrics.naming import is_own_name
 from fewrec_prompt.recommender import Recommender, check_trains
-from fewrec_prompt.tuning.examples import Example
+from fewrec_prompt.tuning.examples import Example, check_places
 from fewrec_prompt.tuning.histories import Histories
 from fewrec_prompt.tuning.losses import LossName, best_scale, check_answers
 from fewrec_prompt.tuning.settings import NegativesName, Settings
@@ -50,12 +50,19 @@ class Lesson:
     name: str = ""
 
     def check(self, settings: Settings) -> None:
-        """Raises DataError for examples that the loss cannot use, a template that a warm-up cannot, and candidates
-        that belong to one answer alone where each person is asked several questions."""
+        """Raises DataError for nobody, for examples that the loss cannot use, a template or a person that a warm-up
+        cannot, and candidates that belong to one answer alone where each person is asked several questions."""
+        if not self.examples:
+            raise DataError("there is nobody to learn from; give at least one example")
+        for example in (*self.examples, *self.held_out, *self.earlier):
+            check_places(example)
         check_trains(self.recommender.verbalizer, self.recommender.calibration)
         kind = self.recommender.verbalizer.kind
         if settings.warm_up and kind != "complete":
             raise DataError(f"a warm-up models the next title, which takes a template of kind 'complete', not {kind!r}")
+        histories = self.histories(settings.seed)
+        for example in self.examples if settings.warm_up else ():
+            histories.check(example.query)
         lists = any(len(example.query.candidates) > 1 for example in self.examples)
         if settings.questions > 1 and lists and self.negatives in ("given", "in-batch"):
             n = settings.questions

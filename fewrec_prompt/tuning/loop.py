@@ -85,7 +85,7 @@ def tune_together(
     assert all(lesson.recommender.backend is backend for lesson in lessons), "adapters are learnt for one model"
     if not isinstance(backend, LocalBackend):
         raise DataError(f"only models that run here are tuned, and this recommender asks a {type(backend).__name__}")
-    if backend.soft is not None or backend.adapter_name is not None or backend.adapter is not None:
+    if backend.learnt is not None or backend.adapter_name is not None:
         raise DataError(
             "this recommender has learnt already, and methods learn on a bare model; start from its base, or learn on "
             "from its folder (fewrec tune --from)"
@@ -115,7 +115,7 @@ def adapt(
     Single candidates are likes and dislikes, each learnt by itself. Of 16 people on, the share `held_out` of the
     settings is measured after each pass, and the best pass stays.
     """
-    asked, pairs = Settings(**settings), [Example(query, tuple(relevant)) for query, relevant in examples]
+    asked, pairs = Settings.from_dict(settings), [Example(query, tuple(relevant)) for query, relevant in examples]
     learnt, held_out = parted(pairs, asked.held_out, asked.seed)
     if all(len(one.query.candidates) == 1 for one in pairs):
         single = replace(asked, loss=asked.loss or "binary")
@@ -148,7 +148,7 @@ class _Training:
         self.learner = begin(self.backend, settings, instruction=instruction(starts), n_steps=self.n_steps)
         self.tuned = tuple(replace(start, backend=self.learner.backend) for start in starts)
         self.anchor: Tensors = {}
-        self.earlier_loss = None
+        self.earlier_loss: float | None = None
         if self.earlier is not None:
             self.learner.adopt(self.earlier.tensors)
             self.anchor = {name: weights.detach().clone() for name, weights in self.learner.parameters().items()}
@@ -230,8 +230,9 @@ class _Training:
         for unit in self._units(batch[mine], sizes[mine], epoch):
             self.learner.place()
             draw, examples = unit[0][0], [example for _, example in unit]
-            losses = self._kind(draw, epoch).losses(self.tuned[draw.task], examples, self.log_scales[draw.task])
-            _check_finite(losses, examples, epoch)
+            with _naming(examples, epoch):
+                losses = self._kind(draw, epoch).losses(self.tuned[draw.task], examples, self.log_scales[draw.task])
+                _check_finite(losses, examples)
             loss = losses.sum() / len(batch)
             self.accelerator.backward(loss)
             totals[draw.task] += float(loss.detach())
@@ -239,7 +240,10 @@ class _Training:
             self.accelerator.backward(penalty / self.accelerator.num_processes)
         self._add_up()
         weights = [*self.learner.parameters().values(), self.log_scales]
-        torch.nn.utils.clip_grad_norm_(weights, LARGEST_GRADIENT)
+        norm = torch.nn.utils.clip_grad_norm_(weights, LARGEST_GRADIENT)
+        with _naming([example for _, example in batch], epoch):
+            if not bool(torch.isfinite(norm)):  # clipped, it would make weights that are no numbers
+                raise NumericError(f"the gradient is {float(norm)}")
         self.optimizer.step()
         self.learner.after_step()
         self.schedule.step()
@@ -268,9 +272,11 @@ class _Training:
         weights = self.learner.parameters()
         return self.earlier.pull * torch.stack([(weights[n] - w).square().sum() for n, w in self.anchor.items()]).sum()
 
-    def _loss_of_earlier(self) -> float:
-        """Mean loss of all people of the earlier round, at the scales that suit them best."""
+    def _loss_of_earlier(self) -> float | None:
+        """Mean loss of all people of the earlier round, at the scales that suit them best; None if none are known."""
         pairs = [pair for pair in zip(self.lessons, self.tuned, strict=True) if pair[0].earlier]
+        if not pairs:
+            return None
         with torch.no_grad():
             self.learner.place()
             losses = [lesson.suited(tuned, lesson.earlier)[1] for lesson, tuned in pairs]
@@ -342,18 +348,27 @@ class _Training:
         """The metric of those held out, by the name of their task; of the tasks that hold somebody out."""
         self.learner.place()
         pairs = zip(self.lessons, self.tuned, strict=True)
-        return {lesson.name: lesson.measured(tuned) for lesson, tuned in pairs if lesson.held_out}
+        found = {lesson.name: lesson.measured(tuned) for lesson, tuned in pairs if lesson.held_out}
+        told = {name: value for name, value in found.items() if math.isfinite(value)}
+        if not self.passes and len(told) < len(found):
+            where = ", ".join(sorted({*found} - {*told})) or "these examples"
+            nobody = "" if told else "; nothing is chosen by them, and the last pass stays"
+            self.say(f"{self._metrics()} cannot be told of the people held out of {where}{nobody}")
+        return told
 
     def _waited_enough(self) -> bool:
+        """Whether passes of the kind that counts went by without a better one; a warm-up's are not waited for."""
         assert self.best is not None, "measured before the first pass"
-        return self.passes[0].metric is not None and len(self.passes) - 1 - self.best[0] >= self.settings.patience
+        since = max(self.best[0], self.plan.index(self.settings.goal) - 1)
+        return self.passes[0].metric is not None and len(self.passes) - 1 - since >= self.settings.patience
 
     def _end(self) -> Tuned:
         assert self.best is not None, "measured before the first pass"
         epoch, _, weights = self.best
         self.learner.restore(weights)
         self.learner.end()
-        forgotten = None if self.earlier_loss is None else (self.earlier_loss, self._loss_of_earlier())
+        before, after = self.earlier_loss, self._loss_of_earlier()
+        forgotten = None if before is None or after is None else (before, after)
         n_weights = sum(weights.numel() for weights in self.learner.parameters().values())
         settings, passes = self.settings, tuple(self.passes)
         found = Tuned(self.lessons, self.tuned, self.learner, settings, passes, epoch, n_weights, forgotten)
@@ -412,13 +427,23 @@ def _rate(step: int, *, n_steps: int) -> float:
     return (step + 1) / rising if step < rising else max(0.0, (n_steps - step) / max(1, n_steps - rising))
 
 
-def _check_finite(losses: torch.Tensor, examples: Sequence[Example], epoch: int) -> None:
+@contextmanager
+def _naming(examples: Sequence[Example], epoch: int) -> Iterator[None]:
+    """Whose numbers are not finite, and when, is said with every NumericError inside."""
+    try:
+        yield
+    except NumericError as error:
+        several = ", ".join(repr(example.query.user_id) for example in examples)
+        raise NumericError(
+            f"pass {epoch}, user {several}: {error}. A lower learning rate or --precision fp32 may help. What was "
+            "saved before is intact"
+        ) from error
+
+
+def _check_finite(losses: torch.Tensor, examples: Sequence[Example]) -> None:
     for example, loss in zip(examples, losses.tolist(), strict=True):
         if not math.isfinite(loss):
-            raise NumericError(
-                f"the loss of user {example.query.user_id!r} in pass {epoch} is {loss}; "
-                "a lower learning rate or --precision fp32 may help. What was saved before is intact"
-            )
+            raise NumericError(f"the loss of {example.query.user_id!r} is {loss}")
 
 
 def _time(draw: Draw) -> tuple[int, int]:

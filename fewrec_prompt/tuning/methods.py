@@ -25,7 +25,7 @@ from torch.nn import Parameter
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
-from fewrec_prompt.backends.switching import in_peft, no_false_alarms
+from fewrec_prompt.backends.switching import UNNAMED, in_peft, no_false_alarms
 from fewrec_prompt.errors import ModelError
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning.ahead import check_ahead
@@ -165,8 +165,14 @@ class Prefix(Learner):
         return self._weights
 
     def adopt(self, tensors: Tensors) -> None:
+        saved = tensors["prompt_embeddings"]
+        if saved.shape != self._weights["prefix"].shape:
+            raise ModelError(
+                f"keys and values of {len(saved)} tokens were learnt earlier, not {len(self._weights['prefix'])}; ask "
+                "for as many"
+            )
         with torch.no_grad():
-            self._weights["prefix"].copy_(tensors["prompt_embeddings"])
+            self._weights["prefix"].copy_(saved)
         self.place()
 
     def place(self) -> None:
@@ -206,8 +212,12 @@ class LowRank(Learner):
     def adopt(self, tensors: Tensors) -> None:
         from peft import set_peft_model_state_dict
 
-        if set(tensors) != set(self.export()):
-            raise ModelError("another rank or other layers were learnt earlier; ask for the same --rank and --targets")
+        if _shapes(tensors) != _shapes(self.export()):
+            rank = min(min(weights.shape) for weights in tensors.values())
+            raise ModelError(
+                f"another rank or other layers were learnt earlier (rank {rank}, {len(tensors)} matrices); ask for the "
+                "same --rank and --targets"
+            )
         set_peft_model_state_dict(self._peft, dict(tensors), adapter_name=self.name)
         self.place()
 
@@ -233,6 +243,8 @@ class AdaptiveRank(LowRank):
 
     def __init__(self, backend: LocalBackend, settings: Settings, n_steps: int) -> None:
         super().__init__(backend, settings, n_steps)
+        if not hasattr(self._peft.base_model, "rankallocator"):  # PEFT makes one with a model's first adapter alone
+            raise ModelError("'adalora' learns in a model that holds no other adapter yet; load the model anew")
         self._n_done = 0
 
     def adopt(self, tensors: Tensors) -> None:
@@ -282,7 +294,8 @@ class AdaptiveRank(LowRank):
         allocator, config = self._peft.base_model.rankallocator, self._peft.peft_config[self.name]
         state = {_renamed(name, LONE, self.name): values for name, values in state.items()}
         for kind in self._HELD:
-            setattr(allocator, kind, {key: v.clone() for key, v in _below(f"{kind}:", state).items()})
+            held = _below(f"{kind}:", state)
+            setattr(allocator, kind, {name: v.to(self.backend.model.device, copy=True) for name, v in held.items()})
         pattern = {name: directions.tolist() for name, directions in _below("pattern:", state).items()}
         config.rank_pattern = pattern or None
         self._n_done = int(state["n_done"])
@@ -292,6 +305,9 @@ class Full(Learner):
     """Every weight of the model."""
 
     def __init__(self, backend: LocalBackend) -> None:
+        if backend.switch.peft is not None:
+            raise ModelError("'full' learns in a model that holds no adapter; load the model anew")
+        backend.switch.weights = UNNAMED
         self.backend = backend.view()
         for weights in backend.model.parameters():
             weights.requires_grad_(True)
@@ -347,6 +363,10 @@ def unflat(values: torch.Tensor, *, n_heads: int, head_dim: int) -> KeyValues:
     """Keys and values of PEFT's form."""
     halves = values.view(len(values), -1, n_heads, head_dim).permute(1, 2, 0, 3)[:, None]
     return KeyValues(tuple((halves[at], halves[at + 1]) for at in range(0, len(halves), 2)))
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weights.shape) for name, weights in tensors.items()}
 
 
 def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> Tensors:

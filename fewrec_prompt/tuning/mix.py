@@ -293,7 +293,9 @@ def _checked(
         raise DataError(f"the prior weighs {unknown[0]!r}, which is none of the features: {', '.join(names)}")
     if not priors or not all(any(one.values()) and all(map(math.isfinite, one.values())) for one in priors):
         raise DataError("the prior weighs nothing; give at least one feature a weight that is not 0")
-    for example in examples:
+    for example, features in zip(examples, logged, strict=True):
+        if wrong := [name for name, values in features.items() if not np.isfinite(values).all()]:
+            raise DataError(f"user {example.query.user_id!r}: {wrong[0]!r} is not finite for all candidates")
         if not 0 < len(example.relevant) < len(example.query.candidates):
             raise DataError(
                 f"user {example.query.user_id!r}: {len(example.relevant)} of {len(example.query.candidates)} "

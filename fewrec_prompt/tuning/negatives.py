@@ -101,7 +101,13 @@ class Negatives:
     def _free(self, example: Example) -> list[int]:
         """The codes of all items that the person has not taken."""
         taken = self._taken(example) | {item.id for item in _answers(example)}
-        return [code for code, item_id in enumerate(self._catalogue.item_ids) if item_id not in taken]
+        free = [code for code, item_id in enumerate(self._catalogue.item_ids) if item_id not in taken]
+        if not free:
+            raise DataError(
+                f"user {example.query.user_id!r} has taken all {len(self._catalogue.item_ids)} items of the catalogue, "
+                "so there is none to learn against; leave this user out, or take negatives 'given'"
+            )
+        return free
 
     def _among(self, example: Example, codes: Sequence[int], rng: np.random.Generator) -> Example:
         """The same question, its answers among these items."""

@@ -14,7 +14,7 @@ from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import SoftTokens
-from fewrec_prompt.backends.switching import no_false_alarms
+from fewrec_prompt.backends.switching import UNNAMED, no_false_alarms
 from fewrec_prompt.errors import AdapterError, did_you_mean
 from fewrec_prompt.files import new_folder
 from fewrec_prompt.recommender import Recommender
@@ -106,6 +106,7 @@ def merge(recommender: Recommender, folder: Path | str, out: Path, say: Say = qu
     backend = made.backend
     assert isinstance(backend, LocalBackend), "it was just made"
     if adapter.method != "full":
+        backend.switch.weights = UNNAMED
         backend.switch.use(backend.adapter_name)
         model = backend.switch.peft.merge_and_unload(adapter_names=[backend.adapter_name])
     else:
@@ -183,7 +184,7 @@ def _full(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
     if own != {name: tuple(values.shape) for name, values in adapter.tensors.items()}:
         raise AdapterError(f"{adapter.folder}: its weights are not those of {backend.files.name}")
     made.model.load_state_dict(adapter.tensors, strict=False)  # buffers stay as they are
-    made.adapter = adapter.sha256
+    made.switch.weights = adapter.sha256
     return made
 
 

@@ -59,8 +59,9 @@ class Settings:
                 raise FewrecError(f"unknown {name} {value!r}; {did_you_mean(str(value), names)}")
         for name, (low, high) in _BOUNDS.items():
             number = getattr(self, name)
-            if number is not None and not (math.isfinite(number) and low <= number <= high):
-                raise FewrecError(f"{name.replace('_', ' ')} is {number}; give a number from {low:g} to {high:g}")
+            if number is not None and not (_is_number(number, name in _WHOLE) and low <= number <= high):
+                kind = "whole number" if name in _WHOLE else "number"
+                raise FewrecError(f"{name.replace('_', ' ')} is {number!r}; give a {kind} from {low:g} to {high:g}")
         if self.epochs == 0 and self.warm_up == 0:
             raise FewrecError("0 passes over answers and 0 over histories learn nothing; give epochs, or a warm-up")
         if self.checkpointing and self.method == "prefix":
@@ -149,7 +150,9 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "patience": (1, 1000),
     "temperature": (1.0, 1e6),
     "questions": (1, 100),
+    "seed": (0, 2**63 - 1),
 }
+_WHOLE = frozenset({"tokens", "rank", "epochs", "batch", "warm_up", "patience", "questions", "seed"})
 CLASSIFIERS: Mapping[str, MethodName | None] = {  # and what learns in the model below them
     "head": None,
     "head-lora": "lora",
@@ -181,10 +184,15 @@ READS: Mapping[str, frozenset[str]] = {  # of each method, beside the seed, whic
     "adalora": _LOOP | _LOW_RANK | {"dropout"},
     "full": _LOOP,
     "head": _EVERY_PASS,
-    "head-lora": _EVERY_PASS | _LOW_RANK | {"checkpointing"},
-    "head-full": _EVERY_PASS | {"checkpointing"},
+    "head-lora": _EVERY_PASS | _LOW_RANK,
+    "head-full": _EVERY_PASS,
     "prototypes": frozenset({"held_out"}),
 }
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    kinds = (int,) if whole else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def unread(method: str, values: Mapping[str, Any]) -> list[str]:

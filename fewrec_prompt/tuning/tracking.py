@@ -43,7 +43,7 @@ class Tracking:
     @contextmanager
     def to_them(self, about: Mapping[str, Any], *, cpu: bool) -> Iterator[Accelerator]:
         """An accelerator whose `log` tells them; they are done when the block ends, however it does."""
-        accelerator = Accelerator(cpu=cpu, log_with=list(self.trackers) or None, project_dir=self.folder)
+        accelerator = _accelerator(cpu=cpu, log_with=list(self.trackers) or None, project_dir=self.folder)
         own = {"wandb": {"name": self.name}, "mlflow": {"run_name": self.name}}
         settings = {key: value for key, value in about.items() if value is not None}
         try:
@@ -59,6 +59,15 @@ class Tracking:
         finally:
             for tracker in accelerator.trackers:  # `end_training` would end the processes' group, too
                 tracker.finish()
+
+
+def _accelerator(**how: Any) -> Accelerator:
+    try:
+        return Accelerator(**how)
+    except ValueError as error:  # its state is the process's: what was begun on a GPU stays there
+        raise FewrecError(
+            f"accelerate cannot begin here: {error}. In one process train on a GPU or on the CPU, not on both"
+        ) from error
 
 
 def _check(name: str) -> None:
