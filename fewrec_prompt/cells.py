@@ -84,7 +84,7 @@ def check_told(names: Sequence[str]) -> None:
 def read_cell(path: Path) -> Cell:
     """A cell from its file. Raises RunError for one that is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
         sealed = found.pop("sha256")
         if sealed != _seal(found):
             raise ValueError("its numbers were changed")

@@ -124,6 +124,11 @@ def _resolved(task: Task, parts: Sequence[Chosen], members: Sequence[Sequence[Ch
     return replace(task, settings=settings.model_copy(update=changes))
 
 
+def filled(row: RowSettings) -> RowSettings:
+    """A row with its defaults filled in."""
+    return _filled([row], [_parts(row)])[0]
+
+
 def _filled(rows: Sequence[RowSettings], parts: Sequence[Chosen]) -> tuple[RowSettings, ...]:
     return tuple(
         row.model_copy(

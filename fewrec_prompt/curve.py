@@ -8,7 +8,6 @@ curve_table.py); where one fails, of those that are done.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fewrec_prompt import tasks
+from fewrec_prompt import claims, tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
@@ -24,11 +23,12 @@ from fewrec_prompt.baselines import BASELINES
 from fewrec_prompt.cells import CELLS, STUDY, ZERO, Cell, check_told, name_of, read_cell, statistic, write_cell
 from fewrec_prompt.curve_table import Line, picture, table
 from fewrec_prompt.display import figure
-from fewrec_prompt.errors import FewrecError, RunError, did_you_mean
+from fewrec_prompt.errors import FewrecError, did_you_mean
 from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.few_shot import Shots, check_apart, default_row, lesson_of, with_demos
-from fewrec_prompt.files import write_text
+from fewrec_prompt.files import made_folder, write_text
 from fewrec_prompt.labelling import check_row, labels_of
+from fewrec_prompt.metrics import check_metrics
 from fewrec_prompt.runs import dump
 from fewrec_prompt.score_cache import score_cache
 from fewrec_prompt.study import Study
@@ -73,12 +73,13 @@ def curve(
     """
     task = task if isinstance(task, Task) else tasks.load_task(task)
     check_methods(methods)
+    check_metrics(metrics)
     check_told(metrics)
     untaught = tuple(dict.fromkeys((ZERO, *(name for name in methods if name in BASELINES))))
     if against not in untaught:
         raise FewrecError(f"there is no row {against!r} to compare with; {did_you_mean(against, untaught)}")
-    if not shots or seeds < 1:
-        raise FewrecError("a curve needs a number of people and a seed at least")
+    if not shots or min(shots) < 1 or seeds < 1:
+        raise FewrecError("a curve needs numbers of people, of 1 at least, and a seed at least")
     settings, row = dict(settings or {}), row or default_row(task)
     if not (out / STUDY).is_file():  # where one goes on, its settings are for all of its methods, named now or before
         _check_read(methods, settings)
@@ -92,7 +93,7 @@ def curve(
         wanted += [(name, n, seed) for n in shots for seed in range(seeds) for name in methods if name not in untaught]
         wanted = list(dict.fromkeys(wanted))
         _check(study, [one for one in wanted if not _file(study, *one).is_file()])
-        _claim(study)
+        _claim(study, learns=any(shots for _, shots, _ in wanted))
         done = {one: cell for one in wanted if (cell := _done(study, *one))}
         try:
             for one in wanted:
@@ -121,8 +122,9 @@ def _check_read(methods: Sequence[str], settings: Mapping[str, Any]) -> None:
         )
 
 
-def _claim(study: Study) -> None:
-    """Make the folder this study's, or see that it is. Raises RunError where it holds another."""
+def _claim(study: Study, *, learns: bool) -> None:
+    """Make the folder this study's, or see that it is; of one that learns, its people count. Raises RunError where it
+    holds another."""
     task, backend = study.task, study.backend
     header = {
         "task": task.name,
@@ -135,18 +137,9 @@ def _claim(study: Study) -> None:
         "tuning": dict(study.settings),
         "data": dict(study.test.sources),
     }
-    header = json.loads(json.dumps(header))
-    path = study.out / STUDY
-    if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        differ = sorted(key for key in header if header[key] != there.get(key))
-        if differ:
-            raise RunError(
-                f"{study.out}: holds another study, which differs in {', '.join(differ)}; name another --out"
-            )
-        return
-    (study.out / CELLS).mkdir(parents=True, exist_ok=True)
-    write_text(path, dump(header))
+    header |= claims.asked(study.row, task) | (claims.people(task, study.settings.get("loss")) if learns else {})
+    claims.claim(study.out / STUDY, header, "study")
+    made_folder(study.out / CELLS)
 
 
 def _tell(study: Study, cells: Sequence[Cell], against: str) -> list[Line]:
@@ -193,8 +186,10 @@ def _check(study: Study, wanted: Sequence[tuple[str, int, int]]) -> None:
             people = study.people(shots, seed)
             if method in SHOWN:
                 with_demos(study.start, people.learnt, SHOWN[method])
-        else:
-            continue  # nobody is learnt from
+        else:  # nobody is learnt from
+            if method in BASELINES:
+                study.baseline(method)
+            continue
         check_apart(people, study.test)
 
 

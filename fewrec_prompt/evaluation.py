@@ -6,7 +6,7 @@ How questions are asked and shared stands in scoring.py, what is written down in
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -18,14 +18,14 @@ from fewrec_prompt import metrics, records, report, scoring, tasks, verbalizers
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend, choice
 from fewrec_prompt.backends.precision import AUTO, Numerics
-from fewrec_prompt.checked import Checked, check
+from fewrec_prompt.checked import Checked, check, filled
 from fewrec_prompt.data import parquet_files
 from fewrec_prompt.data.controls import Control
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.query_files import write_queries
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.display import figure, main_metric, span
-from fewrec_prompt.errors import AdapterError, TaskError
+from fewrec_prompt.errors import TaskError
 from fewrec_prompt.files import write_text
 from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.recommender import Recommender
@@ -108,7 +108,7 @@ class Options:
         learnt = [row_of(folder, task) for folder in self.adapters if not members_of(folder)]
         mixed = [row for folder in self.adapters for row in members_of(folder)]
         bases = [row.model_copy(update={"adapter": None}) for row in (*learnt, *mixed)]
-        return (*(self.rows or dict.fromkeys((*bases, *mixed))), *learnt)
+        return (*self.rows, *learnt) if self.rows else _each_once((*bases, *mixed, *learnt))
 
     def _ensembles(self, task: Task) -> tuple[EnsembleSettings, ...]:
         """The ensembles that were asked for, or the task's own beside its own rows; then those of learnt mixes."""
@@ -131,6 +131,18 @@ def from_here(metric: str) -> str:
     return str(Path(metric).expanduser().resolve()) if tasks.is_path(metric) else metric
 
 
+def _each_once(rows: Iterable[RowSettings]) -> tuple[RowSettings, ...]:
+    """The rows, of those that ask and read the same with the same weights the first: a mix says in full what a row
+    leaves to its defaults, and carries copies of its adapters."""
+    from fewrec_prompt.tuning.adapters import weights_of
+
+    found: dict[tuple[RowSettings, str | None], RowSettings] = {}
+    for row in rows:
+        weights = None if row.adapter is None else weights_of(Path(row.adapter))
+        found.setdefault((filled(row).model_copy(update={"adapter": None}), weights), row)
+    return tuple(found.values())
+
+
 def members_of(folder: Path) -> tuple[RowSettings, ...]:
     """The rows that a mix was learnt over, with the adapters that it carries; none of an adapter of another kind."""
     from fewrec_prompt.tuning.adapters import described
@@ -141,13 +153,9 @@ def members_of(folder: Path) -> tuple[RowSettings, ...]:
 
 def row_of(folder: Path, task: str | None = None) -> RowSettings:
     """The row that an adapter was learnt with for the task, or for its first one, with the adapter."""
-    from fewrec_prompt.tuning.adapters import described
+    from fewrec_prompt.tuning.adapters import learnt_with
 
-    learnt = described(folder)["tasks"]
-    own = learnt.get(task) or next(iter(learnt.values()))
-    if "row" not in own:
-        raise AdapterError(f"{folder}: is a mix of rows, and no row itself; name an adapter of another method")
-    return RowSettings(**dict(own["row"]) | {"adapter": str(folder)})
+    return RowSettings(**learnt_with(folder, task)[0], adapter=str(folder))
 
 
 EARLY_SECONDS = 4.0

@@ -20,6 +20,7 @@ from fewrec_prompt.data.splits import Split
 from fewrec_prompt.demos import Demos, DemosName
 from fewrec_prompt.errors import AdapterError, DataError, TaskError
 from fewrec_prompt.evaluation import load_backend
+from fewrec_prompt.files import made_folder
 from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
@@ -91,7 +92,7 @@ def shots_of(
     a list of candidates that no answer stands out of. Raises DataError for more than there are, AdapterError for an
     adapter that does not say whom it knows.
     """
-    queries, examples = _pool(task, loss, say)
+    queries, examples = learnable(task, loss, say)
     everybody = {one.query.person for one in examples}
     without = frozenset(without).union(*(_known(folder, everybody, queries) for folder in unknown_to))
     examples = tuple(one for one in examples if one.query.person not in without)
@@ -117,7 +118,7 @@ def shots_of(
     return Shots(learnt, drawn(others, min(WATCHED, len(others)), seed) if held_out else (), queries)
 
 
-def _pool(task: Task, loss: LossName | None, say: Say) -> tuple[QuerySet, tuple[Example, ...]]:
+def learnable(task: Task, loss: LossName | None, say: Say) -> tuple[QuerySet, tuple[Example, ...]]:
     """All whom a task may be learnt from. A list needs answers and others beside them, unless each is judged alone."""
     queries = tasks.load_queries(task, _part(task), say=say)
     examples = examples_of(queries)
@@ -279,9 +280,10 @@ def _learnt_earlier(earlier: Round | None) -> Sequence[Any]:
 
 
 def check_free(out: Path) -> None:
-    """Raises TaskError if something is where a folder is to be written."""
+    """Raises TaskError if something is where a folder is to be written, StorageError where none can be."""
     if out.exists():
         raise TaskError(f"{out}: exists already; name another folder with --out, or remove it")
+    made_folder(out.parent)
 
 
 def _numbers(group: Sequence[Task], shots: int | Sequence[int]) -> list[int]:
@@ -359,7 +361,7 @@ def _taken_up(
 
 def _learnt_before(folder: Path, task: Task, n: int, seed: int, loss: LossName | None, say: Say) -> tuple[Example, ...]:
     """The questions of a task whose people the rounds of an adapter have seen; of a protocol, the rows that it drew."""
-    queries, examples = _pool(task, loss, say)
+    queries, examples = learnable(task, loss, say)
     known = adapters.known(folder, {one.query.person for one in examples}, queries.sources)
     rows = tasks.prescribed_shots(task, n, seed)
     return tuple(one for one in examples if one.query.person in known and (rows is None or one.query.user_id in rows))

@@ -14,6 +14,7 @@ from fewrec_prompt.errors import StorageError
 _DISK = {
     errno.ENOENT,
     errno.ENOTDIR,
+    errno.EEXIST,
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,
@@ -76,6 +77,15 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to `path`, whole or not at all."""
     with replaced(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def made_folder(path: Path) -> Path:
+    """The folder, made with those above it where they are missing. Raises StorageError where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    return path
 
 
 def check_writable(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fewrec_prompt.errors import DataError
 from fewrec_prompt.text import one_line, shown_title
@@ -16,6 +16,17 @@ def of_titles(history: Sequence[str], candidates: Sequence[str], user_id: str = 
     if repeated := _repeated(offered):
         raise DataError(f"candidate {repeated!r} is given more than once; each candidate once")
     return Query(user_id, tuple(map(Interaction, seen)), offered)
+
+
+def taken_of(catalogue: Sequence[Item], history: Sequence[str | Item]) -> tuple[Item, ...]:
+    """A history as items: a plain title that the catalogue has is that item, else it stands for itself.
+
+    Raises DataError as `items_of`, and for a title that several items of the catalogue have.
+    """
+    named: dict[str, list[Item]] = {}
+    for item in catalogue:
+        named.setdefault(item.title, []).append(item)
+    return tuple(_called(one.title, named) if plain else one for one, plain in _plainly(history))
 
 
 def catalogue_of(given: Sequence[str | Item]) -> tuple[Item, ...]:
@@ -36,6 +47,22 @@ def items_of(what: str, given: Sequence[str | Item]) -> tuple[Item, ...]:
         if not (shown_title(one.id, one.title) if isinstance(one, Item) else one_line(one)):
             raise DataError(f"title {place} of the {what} is empty")
     return tuple(one if isinstance(one, Item) else Item(one, one) for one in given)
+
+
+def _plainly(history: Sequence[str | Item]) -> list[tuple[Item, bool]]:
+    """Each thing of a history as an item, and whether it was given as a title alone."""
+    items = items_of("history", history)
+    return [(item, not isinstance(one, Item)) for item, one in zip(items, history, strict=True)]
+
+
+def _called(title: str, named: Mapping[str, Sequence[Item]]) -> Item:
+    found = named.get(title, ())
+    if len(found) > 1:
+        ids = ", ".join(item.id for item in found[:3])
+        raise DataError(
+            f"{len(found)} items of the catalogue are called {title!r} ({ids}); give the item, not its title"
+        )
+    return found[0] if found else Item(title, title)
 
 
 def _repeated(items: Sequence[Item]) -> str | None:

@@ -23,7 +23,7 @@ from fewrec_prompt.calibration import Calibration, twin
 from fewrec_prompt.catalogue import Rule
 from fewrec_prompt.demos import Demos
 from fewrec_prompt.errors import BudgetError, DataError, VerbalizerError
-from fewrec_prompt.given import catalogue_of, items_of, of_titles
+from fewrec_prompt.given import catalogue_of, of_titles, taken_of
 from fewrec_prompt.registry import Registry
 from fewrec_prompt.rendering import Render
 from fewrec_prompt.templates import Template
@@ -37,6 +37,7 @@ LEARNING = Registry(
         "adapted": "fewrec_prompt.tuning.placing:adapted",
         "adapt": "fewrec_prompt.tuning.loop:adapt",
         "adapt_user": "fewrec_prompt.tuning.personal:adapt_user",
+        "learnt_with": "fewrec_prompt.tuning.adapters:learnt_with",
     },
 )
 NEUTRAL, UNCALIBRATED = Domain(), Calibration()
@@ -111,7 +112,7 @@ class Recommender:
         cls,
         model: str = "smollm2-135m",
         *,
-        prompt: str = "complete",
+        prompt: str | None = None,
         verbalizer: str | None = None,
         calibrate: str = "none",
         alpha: float | None = None,
@@ -122,7 +123,7 @@ class Recommender:
         int8_threshold: float | None = None,
         unit: str = "auto",
         token_budget: int | None = None,
-        domain: Domain = NEUTRAL,
+        domain: Domain | None = None,
         catalogue: Sequence[Item | str] | None = None,
         adapter: Path | str | None = None,
         force: bool = False,
@@ -132,14 +133,22 @@ class Recommender:
 
         `alpha`, `length` and `orders` default to the verbalizer's own. Numerics says what `precision` to
         `token_budget` mean. `catalogue` is for `top_k` and `adapt_user`, where they are given none. `adapter` is a
-        folder of learnt weights; it is refused where it was learnt with something else, unless by `force`. `say` is
-        called with one line at a time about slow steps and choices.
+        folder of learnt weights; where nothing is said of how to ask, it asks as the adapter did, else as "complete",
+        and the words of the domain are the adapter's unless others are given. It is refused where it was learnt with
+        something else, unless by `force`. `say` is called with one line at a time about slow steps and choices.
         """
-        template, reader, calibration = choose(prompt, verbalizer, calibrate, alpha, length, orders)
+        asked: dict[str, Any] = {"prompt": prompt, "verbalizer": verbalizer, "calibrate": calibrate, "alpha": alpha}
+        asked |= {"length": length, "orders": orders}
+        if adapter is not None:
+            row, words = LEARNING.load("learnt_with")(Path(adapter))
+            domain = domain or words
+            if all(value in (None, "none") for value in asked.values()):
+                asked = row
+        template, reader, calibration = choose(**asked | {"prompt": asked["prompt"] or "complete"})
         numerics = Numerics(precision, device, int8_threshold, unit, token_budget)
         offered = () if catalogue is None else catalogue_of(catalogue)
         backend = choice.load(model, numerics, say=say)
-        found = cls(template, reader, backend, domain, calibration, catalogue=offered)
+        found = cls(template, reader, backend, domain or NEUTRAL, calibration, catalogue=offered)
         return found if adapter is None else found.adapted(adapter, force=force)
 
     def adapted(self, adapter: Path | str, *, force: bool = False) -> Recommender:
@@ -209,8 +218,9 @@ class Recommender:
             raise VerbalizerError("a catalogue is searched by the sum or mean of tokens, plain or with pmi; name those")
         if k < 1:
             raise DataError(f"k is {k}; it must be at least 1")
-        seen = items_of("history", history)
-        query = Query("user", tuple(map(Interaction, seen)), self.offered(catalogue))
+        offered = self.offered(catalogue)
+        seen = taken_of(offered, history)
+        query = Query("user", tuple(map(Interaction, seen)), offered)
         fitted, (question,) = self._fit(query)
         offsets = np.zeros(len(query.candidates))
         if self.calibration.needs_twin:

@@ -14,6 +14,7 @@ import numpy as np
 from fewrec_prompt import tasks
 from fewrec_prompt.assets import Say, counted
 from fewrec_prompt.backends import Backend
+from fewrec_prompt.baselines import BASELINES
 from fewrec_prompt.cells import Cell, name_of
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.evaluation import judged
@@ -23,7 +24,7 @@ from fewrec_prompt.few_shot import (
     shots_of,
 )
 from fewrec_prompt.metrics import measure
-from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.recommender import Ranker, Recommender
 from fewrec_prompt.score_cache import ScoreCache
 from fewrec_prompt.scoring import Asking, Scored
 from fewrec_prompt.task_settings import RowSettings
@@ -63,6 +64,11 @@ class Study:
     def people(self) -> Callable[..., Shots]:
         """`shots_of` this task; the same people are drawn, and told of, once."""
         return cache(partial(shots_of, self.task, say=self.say))
+
+    @cached_property
+    def baseline(self) -> Callable[[str], Ranker]:
+        """A baseline by its name, made once. Raises FewrecError where the data do not say what it goes by."""
+        return cache(lambda name: BASELINES.load(name)(self.test.to_learn_from(), self.task.settings.seed))
 
     def shots_of(self, method: str, shots: int, seed: int) -> Shots:
         """The people that a method with passes learns from, and those it holds out."""

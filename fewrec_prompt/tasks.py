@@ -188,8 +188,14 @@ def prescribed_shots(task: Task, n: int, seed: int) -> tuple[str, ...] | None:
 
     Some may be of people who are tested, whom the part "train" does not hold. Raises TaskError, DataError.
     """
+    draws = draws_of(task)
+    return None if draws is None else drawn_rows(draws, _protocol_file(task, "train"), n, seed)
+
+
+def draws_of(task: Task) -> Path | None:
+    """The file of the rows that the task's protocol has drawn to be learnt from, if it has."""
     draws = task.settings.data.draws
-    return None if draws is None else drawn_rows(_beside(task, draws), _protocol_file(task, "train"), n, seed)
+    return None if draws is None else _beside(task, draws)
 
 
 def _protocol_file(task: Task, split: Split) -> Path:
@@ -262,9 +268,9 @@ def _own_file(task: Task, queries: str, n_users: int | None = None) -> QuerySet:
 
 
 def check_apart(selection: QuerySet, test: QuerySet, where: str) -> None:
-    """Raises TaskError if a user is in both: what was chosen on people must not be measured on them."""
-    test_users = {query.user_id for query in test.queries}
-    if both := [query.user_id for query in selection.queries if query.user_id in test_users]:
+    """Raises TaskError if a person is in both: what was chosen on people must not be measured on them."""
+    tested = {query.person for query in test.queries}
+    if both := [query.user_id for query in selection.queries if query.person in tested]:
         n = len(both)
         raise TaskError(
             f"{where}: {n} user{'s are' if n > 1 else ' is'} among the test users too (such as {both[0]!r}); nothing "

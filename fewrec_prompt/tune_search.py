@@ -8,15 +8,13 @@ whoever wants the winner's result evaluates it once.
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewrec_prompt import tasks
+from fewrec_prompt import claims, tasks
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
@@ -25,6 +23,7 @@ from fewrec_prompt.errors import BudgetError, DataError, ModelError, NumericErro
 from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.few_shot import (
     Shots,
+    about_of,
     check_free,
     default_row,
     fitting,
@@ -33,9 +32,7 @@ from fewrec_prompt.few_shot import (
     trainable,
     tune_task,
 )
-from fewrec_prompt.files import write_text
 from fewrec_prompt.metrics import better_of
-from fewrec_prompt.runs import dump
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
@@ -88,20 +85,26 @@ def search(
     task = task if isinstance(task, Task) else tasks.load_task(task)
     row, metric = row or default_row(task), metric_to_stop_by(task.metrics)
     assert better_of(metric) == "more", "training keeps the pass that has most of it"
-    _check_held_out(settings, shots)
     folder = out.with_name(f"{out.name}.search")
     if not folder.exists():
         check_free(out)
-    asked = {"task": task.name, "model": task.settings.model, "numerics": asdict(numerics), "metric": metric}
-    _claim(folder, asked | {"row": row.model_dump(mode="json"), "shots": shots, **settings.to_dict()})
+    found = shots_of(task, shots, settings.seed, held_out=settings.held_out, loss=settings.loss, say=say)
+    _check_held_out(found, settings)
+    header: dict[str, Any] = {
+        "task": task.name,
+        "model": task.settings.model,
+        "numerics": asdict(numerics),
+        "metric": metric,
+    }
+    header |= {"row": row.model_dump(mode="json"), "shots": shots, **settings.to_dict()}
+    claims.claim(folder / NOTE, header | claims.asked(row, task) | claims.people(task, settings.loss), "search")
     study = _study(folder)
     n_done = len(_finished(study))
-    if n_done >= trials and _holds(out, task, row, shots, _best(study, settings, folder)):
+    if n_done >= trials and _holds(out, about_of(row, found, shots), task, _best(study, settings, folder)):
         say(f"{out}: holds what the best trial learnt, which is not learnt again")
         return _found(study, _best(study, settings, folder), None)
     check_free(out)
     backend = backend or load_backend(task, numerics, say)
-    found = shots_of(task, shots, settings.seed, held_out=settings.held_out, loss=settings.loss, say=say)
     trying = _Trying(study, task, row, metric, settings, found, backend, say)
     for n in range(n_done, trials):
         trying.run(n)
@@ -110,12 +113,13 @@ def search(
     return _found(study, best, tuned)
 
 
-def _check_held_out(settings: Settings, shots: int) -> None:
-    """Raises DataError where nobody would be held out."""
-    if shots < SMALLEST_SPLIT or settings.held_out == 0:
+def _check_held_out(found: Shots, settings: Settings) -> None:
+    """Raises DataError where nobody is held out."""
+    if not found.held_out:
+        n = len({one.query.person for one in found.learnt})
         raise DataError(
-            f"a search chooses on people held out of the shots, and of {shots}, {settings.held_out:g} held out, there "
-            f"are none; give {SMALLEST_SPLIT} shots at least"
+            f"a search chooses on people held out of the shots, and of these {n} people, the share "
+            f"{settings.held_out:g} held out, there are none; give {SMALLEST_SPLIT} shots at least, or a larger share"
         )
 
 
@@ -177,9 +181,8 @@ class _Trying:
         except optuna.TrialPruned:
             return None
         value = tuned.passes[tuned.best_epoch].metric
-        assert value is not None, "people are held out"
-        if not math.isfinite(value):
-            raise NumericError(f"{self.metric} of those held out is {value}")
+        if value is None:
+            raise NumericError(f"{self.metric} of the {len(self.shots.held_out)} held out cannot be told")
         return value
 
 
@@ -199,30 +202,22 @@ def proposed(trial: optuna.Trial, settings: Settings) -> Settings:
     return replace(settings, **values)
 
 
-def _claim(folder: Path, header: Mapping[str, Any]) -> None:
-    """Make the folder this search's, or see that it is."""
-    header = json.loads(json.dumps(header))
-    path = folder / NOTE
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != header:
-            raise RunError(f"{folder}: holds another search; name another --out, or remove it")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, dump(header))
-
-
 def _study(folder: Path) -> optuna.Study:
-    """The trials that the folder holds; none at first."""
+    """The trials that the folder holds; none at first. Raises RunError for a file that is damaged."""
     import optuna
+    from sqlalchemy.exc import DatabaseError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(
-        study_name="tune",
-        storage=f"sqlite:///{folder / STUDY}",
-        direction="maximize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
-        load_if_exists=True,
-    )
+    try:
+        return optuna.create_study(
+            study_name="tune",
+            storage=f"sqlite:///{folder / STUDY}",
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
+            load_if_exists=True,
+        )
+    except DatabaseError as error:
+        raise RunError(f"{folder / STUDY}: damaged ({error.orig}); remove {folder} to search anew") from error
 
 
 def _sampler(seed: int, n: int) -> optuna.samplers.BaseSampler:
@@ -255,13 +250,13 @@ def _best(study: optuna.Study, settings: Settings, folder: Path) -> Settings:
     return replace(settings, **study.best_params)
 
 
-def _holds(out: Path, task: Task, row: RowSettings, shots: int, settings: Settings) -> bool:
-    """Whether a folder is what these settings learn from these people."""
+def _holds(out: Path, learnt: Mapping[str, Any], task: Task, settings: Settings) -> bool:
+    """Whether a folder is what these settings learn from these people (`about_of`)."""
     if not (out / adapters.NOTE).is_file():
         return False
     about = adapters.described(out)
     own = about["tasks"].get(task.name, {})
-    same = own.get("row") == row.model_dump(mode="json") and own.get("shots") == shots
+    same = all(own.get(name) == value for name, value in learnt.items())
     return same and about.get("settings") == settings.complete().to_dict()
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fewrec_prompt.assets import counted
-from fewrec_prompt.baselines import BASELINES
 from fewrec_prompt.cells import ZERO, Cell, name_of
 from fewrec_prompt.demos import DemosName
 from fewrec_prompt.few_shot import recommender_of, trainable, tune_task, with_demos
@@ -28,8 +27,7 @@ def still(study: Study, method: str) -> Cell:
     """What nobody's shots change: the row before anything is learnt, or a baseline."""
     if method == ZERO:
         return study.cell(ZERO, 0, 0, study.start.rank)
-    baseline = BASELINES.load(method)(study.test.to_learn_from(), study.task.settings.seed)
-    return study.cell(method, 0, 0, baseline.rank)
+    return study.cell(method, 0, 0, study.baseline(method).rank)
 
 
 def _mix(study: Study, shots: int, seed: int) -> Cell:

@@ -12,6 +12,7 @@ from test_tuning import recommender
 
 from fewrec_prompt.backends.toy import ToyBackend
 from fewrec_prompt.errors import DataError, FewrecError
+from fewrec_prompt.given import taken_of
 from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.tuning import personal
 from fewrec_prompt.tuning.personal import adapt_user
@@ -114,3 +115,14 @@ def test_what_cannot_be_asked_is_said() -> None:
         adapt_user(toy(), "Heat", CATALOGUE)
     with pytest.raises(FewrecError, match="unknown method 'lora' for one person"):
         adapt_user(toy(), CATALOGUE[:4], CATALOGUE, method="lora")  # type: ignore[arg-type]  # that is the point
+
+
+def test_titles_of_a_history_are_the_items_that_the_catalogue_calls_so() -> None:
+    """Else a person would be asked about things that they took, as if they were others."""
+    catalogue = [Item(f"id {n}", title) for n, title in enumerate(CATALOGUE)]
+    assert taken_of(catalogue, CATALOGUE[:3]) == tuple(catalogue[:3])
+    assert taken_of(catalogue, ["Unknown", catalogue[1]]) == (Item("Unknown", "Unknown"), catalogue[1])
+    with pytest.raises(DataError, match=r"2 items of the catalogue are called 'Film 0' \(id 0, again\)"):
+        taken_of([*catalogue, Item("again", "Film 0")], CATALOGUE[:1])
+    found = adapt_user(toy(), CATALOGUE[:8], catalogue)
+    assert found.zero_shot_loss == adapt_user(toy(), catalogue[:8], catalogue).zero_shot_loss

@@ -68,8 +68,9 @@ class AdapterSwitch:
                 with no_false_alarms():
                     self.peft.add_adapter(name, config)
         except (ValueError, TypeError, NotImplementedError) as error:
+            beside = " beside those it holds; use each with a model of its own" if self.peft is not None else ""
             raise ModelError(
-                f"an adapter of kind {config.peft_type.value} cannot be put into this model: {error}"
+                f"an adapter of kind {config.peft_type.value} cannot be put into this model{beside}: {error}"
             ) from error
         for layer in self._model.modules():
             if name in getattr(layer, "lora_E", ()):

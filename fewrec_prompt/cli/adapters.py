@@ -82,26 +82,12 @@ def merge(
     In fp32, whatever the adapter was learnt in. What was learnt in fewer bits will score a little differently.
     """
     from fewrec_prompt.cli.console import say
-    from fewrec_prompt.evaluation import row_of
     from fewrec_prompt.recommender import Recommender
-    from fewrec_prompt.tuning.adapters import read
+    from fewrec_prompt.tuning.adapters import learnt_with
     from fewrec_prompt.tuning.placing import merge as merged
-    from fewrec_prompt.types import Domain
 
-    row, bound = row_of(folder), next(iter(read(folder).bound.values()))  # weights are the same for all of its tasks
-    recommender = Recommender.load(
-        model,
-        prompt=row.prompt,
-        verbalizer=row.verbalizer,
-        calibrate=row.calibrate,
-        alpha=row.alpha,
-        length=row.length,
-        orders=row.orders,
-        precision="fp32",
-        device=device,
-        domain=Domain(**bound["domain"]),
-        say=say,
-    )
+    asked, domain = learnt_with(folder)  # weights are the same for all of its tasks
+    recommender = Recommender.load(model, **asked, precision="fp32", device=device, domain=domain, say=say)
     typer.echo(f"model    {merged(recommender, folder, out, say)}")
 
 

@@ -52,7 +52,7 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(f"fewrec: interrupted; finished users are saved. To go on:\n  {shlex.join(['fewrec', *sys.argv[1:]])}")
+        say(f"fewrec: interrupted; what was finished is saved. To go on:\n  {shlex.join(['fewrec', *sys.argv[1:]])}")
         raise
 
 

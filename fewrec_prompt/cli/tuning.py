@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -64,7 +65,7 @@ def tune(
     seed: Annotated[int, typer.Option(help="Draws the people, first weights and order.")] = 0,
     prompt: Prompt = None,
     verbalizer: Annotated[str | None, typer.Option(help="The template's own where none is given.")] = None,
-    calibrate: Annotated[str, typer.Option(help="What is subtracted from scores; with --prompt.")] = "none",
+    calibrate: Annotated[str | None, typer.Option(help="What is subtracted from scores; with --prompt.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the calibration.")] = None,
     length: Annotated[Literal["sum", "mean"] | None, typer.Option(help="How whole titles are scored.")] = None,
     epochs: Epochs = None,
@@ -119,7 +120,7 @@ def tune(
     With several tasks one adapter learns from all. What is learnt is used with: fewrec eval TASK --adapter FOLDER
     """
     from fewrec_prompt import Numerics, Options, tasks
-    from fewrec_prompt.cli.console import say
+    from fewrec_prompt.cli.console import resumable, say
     from fewrec_prompt.few_shot import Round, tune_task
     from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings, check_read
 
@@ -155,40 +156,48 @@ def tune(
     found, *also = (Options(model=model).applied(tasks.load_task(name)) for name in task)
     row = _row(found, prompt, verbalizer, calibrate, alpha, length)
     numerics = Numerics(precision, device, int8_threshold)
-    if method == "mix":
-        from fewrec_prompt.evaluation import row_of
-        from fewrec_prompt.mixing import tune_mix
+    use = _Use(task, out, _given({"--model": model, "--precision": precision, "--int8-threshold": int8_threshold}))
+    with resumable():
+        if method == "mix":
+            from fewrec_prompt.evaluation import row_of
+            from fewrec_prompt.mixing import tune_mix
 
-        rows = tuple(one for one in (None if adapter is None else row_of(adapter, found.name), row) if one is not None)
-        made = tune_mix(
-            found, _only(shots), out, rows=rows, popularity=popularity, seed=seed, numerics=numerics, say=say
-        )
-        _print_mix(made, task[0], out)
-        return
-    settings = Settings.from_dict({"method": method, "seed": seed, **asked})
-    if method in CLASSIFIERS:
-        from fewrec_prompt.labelling import tune_classifier
+            below = None if adapter is None else row_of(adapter, found.name)
+            rows = tuple(one for one in (below, row) if one is not None)
+            how: dict[str, Any] = {"rows": rows, "popularity": popularity, "seed": seed}
+            _print_mix(tune_mix(found, _only(shots), out, **how, numerics=numerics, say=say), use)
+            return
+        settings = Settings.from_dict({"method": method, "seed": seed, **asked})
+        if method in CLASSIFIERS:
+            from fewrec_prompt.labelling import tune_classifier
 
-        _print_classifier(
-            tune_classifier(found, settings, _only(shots), out, row=row, numerics=numerics, say=say), task[0], out
-        )
-    elif search is None:
-        earlier = None if start is None else Round(start, replay, pull)
-        tuned = tune_task(
-            found,
-            settings,
-            shots,
-            out,
-            also=also,
-            row=row,
-            earlier=earlier,
-            numerics=numerics,
-            track=track or (),
-            say=say,
-        )
-        _print(tuned, task, out)
-    else:
-        _search(found, settings, _only(shots), out, search, row, numerics)
+            made = tune_classifier(found, settings, _only(shots), out, row=row, numerics=numerics, say=say)
+            _print_classifier(made, use)
+        elif search is None:
+            earlier = None if start is None else Round(start, replay, pull)
+            beside: dict[str, Any] = {"also": also, "row": row, "earlier": earlier, "track": track or ()}
+            _print(tune_task(found, settings, shots, out, **beside, numerics=numerics, say=say), use)
+        else:
+            _search(found, settings, _only(shots), search, row, numerics, use)
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """What was learnt, and the command that evaluates it on each task, with the model that it was learnt on."""
+
+    tasks: Sequence[str]
+    out: Path
+    flags: str
+
+    def tell(self) -> None:
+        typer.echo(f"adapter  {self.out}")
+        for task in self.tasks:
+            typer.echo(f"use it   fewrec eval {task} --adapter {self.out}{self.flags}")
+
+
+def _given(flags: Mapping[str, object]) -> str:
+    """The flags of a model that were given, as one would give them again."""
+    return "".join(f" {name} {value}" for name, value in flags.items() if value not in (None, "auto"))
 
 
 def _check_flags(method: str, of_mix: Mapping[str, object], of_loop: Mapping[str, object]) -> None:
@@ -222,22 +231,19 @@ def _only(shots: list[int]) -> int:
 
 
 def _search(
-    task: Task, settings: Settings, shots: int, out: Path, trials: int, row: RowSettings | None, numerics: Numerics
+    task: Task, settings: Settings, shots: int, trials: int, row: RowSettings | None, numerics: Numerics, use: _Use
 ) -> None:
     """Choose settings, keep what the best one learns, and test it, once."""
     from fewrec_prompt import Options, evaluate
-    from fewrec_prompt.cli.console import print_table, progress_bar, resumable, say
+    from fewrec_prompt.cli.console import print_table, progress_bar, say
     from fewrec_prompt.tune_search import search
 
-    with resumable():
-        found = search(task, settings, shots, out, trials, row=row, numerics=numerics, say=say)
-        if found.tuned is not None:
-            _print(found.tuned, [task.name], out)
-        typer.echo(
-            f"search   {found.n_trials} trials, {found.n_pruned} of them stopped early, {found.n_failed} failed\n"
-        )
-        with progress_bar() as progress:
-            run = evaluate(task, Options(adapters=(out,), numerics=numerics), say=say, progress=progress)
+    found = search(task, settings, shots, use.out, trials, row=row, numerics=numerics, say=say)
+    if found.tuned is not None:
+        _print(found.tuned, use)
+    typer.echo(f"search   {found.n_trials} trials, {found.n_pruned} of them stopped early, {found.n_failed} failed\n")
+    with progress_bar() as progress:
+        run = evaluate(task, Options(adapters=(use.out,), numerics=numerics), say=say, progress=progress)
     print_table(run.record)
     typer.echo(f"\nrun     {run.folder / 'run.json'}")
 
@@ -246,21 +252,25 @@ def _row(
     task: Task,
     prompt: str | None,
     verbalizer: str | None,
-    calibrate: str,
+    calibrate: str | None,
     alpha: float | None,
     length: Literal["sum", "mean"] | None,
 ) -> RowSettings | None:
-    """The row that the flags describe; None: the task's own."""
-    from fewrec_prompt.task_settings import RowSettings
+    """The row that the flags describe, as of `fewrec eval`; None: the task's own."""
+    from fewrec_prompt.cli.evaluation import row_settings
 
+    verbalizers, calibrations = ([] if one is None else [one] for one in (verbalizer, calibrate))
+    alphas = [] if alpha is None else [alpha]
     if prompt is None:
-        if verbalizer or calibrate != "none" or alpha is not None or length:
+        if verbalizers or calibrations or alphas or length:
             raise FewrecError("these flags say how a prompt is read; name it with --prompt")
         return None
-    return RowSettings(prompt=prompt, verbalizer=verbalizer, calibrate=calibrate, alpha=alpha, length=length)  # type: ignore[arg-type]  # checked with the row
+    rows = row_settings(task, [prompt], verbalizers, calibrations, alphas, length)
+    assert rows is not None, "a prompt was named"
+    return rows[0]
 
 
-def _print_mix(mix: Mix, task: str, out: Path) -> None:
+def _print_mix(mix: Mix, use: _Use) -> None:
     for name, weight in zip(mix.names, mix.weights, strict=True):
         typer.echo(f"{weight:>9.4f}  {name}")
     if mix.effects:
@@ -269,10 +279,10 @@ def _print_mix(mix: Mix, task: str, out: Path) -> None:
         f"loss     {mix.prior_loss:.3f} of the row as it was, {mix.loss:.3f} of the mix, each person left out in turn"
     )
     typer.echo(f"prior    has {100 * mix.prior_share:.0f} % in the mix")
-    typer.echo(f"adapter  {out}\nuse it   fewrec eval {task} --adapter {out}")
+    use.tell()
 
 
-def _print_classifier(tuned: ClassifierTuned, task: str, out: Path) -> None:
+def _print_classifier(tuned: ClassifierTuned, use: _Use) -> None:
     best = tuned.passes[tuned.best_epoch]
     learned = "learned" if tuned.learned else "did NOT learn"
     typer.echo(f"{tuned.settings['method']}  {tuned.n_weights:,} weights from {tuned.n_labels} labels, {learned}")
@@ -280,10 +290,10 @@ def _print_classifier(tuned: ClassifierTuned, task: str, out: Path) -> None:
     typer.echo(f"loss     {tuned.zero_shot_loss:.3f} without a look at the item, {best.loss:.3f} with it{kept}")
     if best.held_out is not None:
         typer.echo(f"held out {best.held_out}")
-    typer.echo(f"adapter  {out}\nuse it   fewrec eval {task} --adapter {out}")
+    use.tell()
 
 
-def _print(tuned: Tuned, names: Sequence[str], out: Path) -> None:
+def _print(tuned: Tuned, use: _Use) -> None:
     from fewrec_prompt.tuning.loop import speaks
 
     if not speaks():
@@ -299,9 +309,7 @@ def _print(tuned: Tuned, names: Sequence[str], out: Path) -> None:
     if tuned.earlier_loss is not None:
         before, after = tuned.earlier_loss
         typer.echo(f"earlier  loss of the earlier round's people {before:.3f} before this round, {after:.3f} after it")
-    typer.echo(f"adapter  {out}")
-    for name in names:
-        typer.echo(f"use it   fewrec eval {name} --adapter {out}")
+    use.tell()
 
 
 def _print_each(tuned: Tuned) -> None:
@@ -312,7 +320,11 @@ def _print_each(tuned: Tuned) -> None:
     lines: list[tuple[str, ...]] = [("task", "people", "loss before", "loss", "held out before", "held out", "")]
     for lesson in tuned.lessons:
         losses = [f"{done.losses[lesson.name]:.3f}" for done in (first, best)]
-        metrics = [f"{100 * done.metrics[lesson.name]:.1f}" if lesson.held_out else "–" for done in (first, best)]
+        metrics = [_percent(done.metrics.get(lesson.name)) for done in (first, best)]
         learned = "did NOT learn" if lesson.name in tuned.not_learned else ""
         lines.append((lesson.name, str(len(lesson.examples)), *losses, *metrics, learned))
     print_lines(lines, left=(0, 6))
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"

@@ -27,13 +27,13 @@ from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.models import digests
 from fewrec_prompt.backends.switching import UNNAMED
 from fewrec_prompt.errors import AdapterError
-from fewrec_prompt.files import new_folder
+from fewrec_prompt.files import made_folder, new_folder
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.methods import Tensors
 from fewrec_prompt.tuning.weights import save_tensors
-from fewrec_prompt.types import Interaction, Item, Query
+from fewrec_prompt.types import Domain, Interaction, Item, Query
 
 SCHEMA = 3  # 2: of causal models alone; 1: of one task, not by its name
 WEIGHTS, CONFIG, NOTE = "adapter_model.safetensors", "adapter_config.json", "fewrec.json"
@@ -42,6 +42,7 @@ N_PROBES, PROBE_TOLERANCE = 8, 1e-3  # nats, in fp32
 OF_A_TASK = ("row", "shots", "held_out", "data")  # what `about` says of each task
 Probes: TypeAlias = Sequence[tuple[Query, Sequence[float]]]
 """Questions, and the scores (n_candidates,) that each got."""
+ASKED = ("prompt", "verbalizer", "calibrate", "alpha", "length", "orders")  # what a row says of how it asks
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -117,7 +118,7 @@ def save(
     if folder.exists():
         raise AdapterError(f"{folder}: exists already; name another folder, or remove it")
     _check_finite(tensors, str(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(folder.parent)
     with new_folder(folder) as part:
         save_tensors(tensors, part / WEIGHTS)
         if config is not None:
@@ -168,6 +169,26 @@ def described(folder: Path) -> Mapping[str, Any]:
 def method_of(folder: Path) -> str:
     """How it was learnt, from its sealed note alone. Raises AdapterError."""
     return str(_note(folder)["method"])
+
+
+def learnt_with(folder: Path, task: str | None = None) -> tuple[dict[str, Any], Domain]:
+    """How the recommender of an adapter asked in the task, or its first one, by the names of `recommender.choose`, and
+    the words of its domain.
+
+    From its sealed note alone. Raises AdapterError for a mix, which is of several rows.
+    """
+    note = _note(folder)
+    learnt = note["about"]["tasks"]
+    name = task if task in learnt else next(iter(learnt))
+    if "row" not in learnt[name]:
+        raise AdapterError(f"{folder}: is a mix of rows, and no row itself; name an adapter of another method")
+    row = dict.fromkeys(ASKED) | {"calibrate": "none"} | dict(learnt[name]["row"])
+    return {key: row[key] for key in ASKED}, Domain(**note["bound"][name]["domain"])
+
+
+def weights_of(folder: Path) -> str:
+    """sha256 of its weights, from its sealed note alone. Raises AdapterError."""
+    return str(_note(folder)["files"][WEIGHTS]["sha256"])
 
 
 def mismatches(bound: Mapping[str, Any], recommender: Recommender, but: Collection[str] = ()) -> list[str]:

@@ -41,11 +41,11 @@ def identity(settings: Settings, lessons: Sequence[Lesson], backend: LocalBacken
 
 def _content(lesson: Lesson) -> tuple[Any, ...]:
     people = (lesson.examples, lesson.held_out, lesson.earlier)  # with all that a template may show
-    known = None if lesson.training is None else _known(lesson.training)
+    known = None if lesson.training is None else digest_of(lesson.training)
     return lesson.name, lesson.loss, lesson.negatives, lesson.metric, asked_with(lesson.recommender), people, known
 
 
-def _known(training: Training) -> str:
+def digest_of(training: Training) -> str:
     """sha256 of who took what, which negatives and whole histories are drawn from."""
     said = repr((training.user_ids, [training.items[item_id] for item_id in training.item_ids])).encode()
     numbers = (training.users, training.codes, training.times, training.ratings)

@@ -25,6 +25,7 @@ from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.data.training import Training
 from fewrec_prompt.errors import DataError, NumericError, RunError
+from fewrec_prompt.files import made_folder
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning import checkpoint
@@ -387,7 +388,7 @@ class _Training:
         if folder is None or not self.accelerator.is_main_process:
             return
         assert self.best is not None, "measured before it is saved"
-        folder.mkdir(parents=True, exist_ok=True)
+        made_folder(folder)
         groups = {
             "weights": self.learner.state(),
             "best": self.best[2],
@@ -407,7 +408,10 @@ class _Training:
             return
         groups, note = saved
         if note["identity"] != self.identity:
-            raise RunError(f"{folder}: holds the training of other examples, settings or another model; name another")
+            raise RunError(
+                f"{folder}: holds the training of other examples, settings or another model; remove it to train anew, "
+                "or name another folder for what is learnt (--out)"
+            )
         self.learner.restore(groups["weights"])
         checkpoint.restore_optimizer(self.optimizer, groups.get("optimizer", {}))  # none before the first step
         with torch.no_grad():

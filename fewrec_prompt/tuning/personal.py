@@ -15,7 +15,7 @@ import numpy as np
 
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.errors import DataError, FewrecError
-from fewrec_prompt.given import items_of
+from fewrec_prompt.given import taken_of
 from fewrec_prompt.recommender import Answers, Ranker, Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning.examples import Example
@@ -67,7 +67,7 @@ def adapt_user(
     offered = recommender.offered(catalogue)
     if len(history) < 3:
         return Personal(recommender, helped=False, loss=np.nan, zero_shot_loss=np.nan, n_bytes=0)
-    questions = _questions(items_of("history", history), offered, seed)
+    questions = _questions(taken_of(offered, history), offered, seed)
     asked = recommender.answers_all([one.query for one in questions])
     zero_shot_loss = _loss(recommender.scores(asked[-1]), questions[-1])
     own, scores, n_bytes = (_mix if method == "mix" else _soft_prompt)(recommender, questions, asked, seed)

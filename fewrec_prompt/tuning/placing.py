@@ -16,7 +16,7 @@ from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import SoftTokens
 from fewrec_prompt.backends.switching import UNNAMED, no_false_alarms
 from fewrec_prompt.errors import AdapterError, did_you_mean
-from fewrec_prompt.files import new_folder
+from fewrec_prompt.files import made_folder, new_folder
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.adapters import Adapter, check_bindings, check_probes, probes_apart, read
 from fewrec_prompt.tuning.classifiers import below, classifier_of
@@ -111,7 +111,7 @@ def merge(recommender: Recommender, folder: Path | str, out: Path, say: Say = qu
         model = backend.switch.peft.merge_and_unload(adapter_names=[backend.adapter_name])
     else:
         model = backend.model
-    out.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(out.parent)
     with new_folder(out) as part:
         model.save_pretrained(part)
         backend.tokens.save(part)
