@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from pyarrow import parquet
 from test_few_shot import backend
 from typer.testing import CliRunner
 
-from fewrec_prompt import Options, Recommender, tasks, tune_search
+from fewrec_prompt import Options, Recommender, evaluate, tasks, tune_search
 from fewrec_prompt.cells import ZERO
 from fewrec_prompt.cli import app
 from fewrec_prompt.curve import curve
@@ -22,6 +23,7 @@ from fewrec_prompt.mixing import tune_mix
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tune_search import search
 from fewrec_prompt.tuning import adapters, examples
+from fewrec_prompt.tuning.mixed import MixRecommender
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Domain
 
@@ -262,3 +264,25 @@ def test_of_a_winner_only_the_same_people_are_taken_for_it(own: Task, model: Pat
     assert tune_search._holds(tmp_path / "x", dict(about["tasks"]["mine"]), own, Settings(**about["settings"]))
     other = dict(about["tasks"]["mine"]) | {"data": {"selection.csv": "0" * 64}}
     assert not tune_search._holds(tmp_path / "x", other, own, Settings(**about["settings"]))
+
+
+def test_a_mix_is_loaded_with_the_rows_and_adapters_that_it_weighs(own: Task, model: Path, tmp_path: Path) -> None:
+    tune_task(own, LORA, 3, tmp_path / "lora", backend=backend(model))
+    row = default_row(own).model_copy(update={"adapter": str(tmp_path / "lora")})
+    tune_mix(own, 3, tmp_path / "both", rows=(row, default_row(own)), popularity=True, backend=backend(model))
+    how: dict[str, Any] = {"precision": "fp32", "device": "cpu"}
+    with pytest.raises(AdapterError, match="weighs popularity"):
+        MixRecommender.load(tmp_path / "both", str(model), **how)
+    with pytest.raises(AdapterError, match="holds no mix"):
+        MixRecommender.load(tmp_path / "lora", str(model), **how)
+    with pytest.raises(AdapterError, match=r"MixRecommender\.load"):
+        Recommender.load(str(model), adapter=tmp_path / "both", **how)
+    queries = tasks.load_queries(own)
+    found = MixRecommender.load(tmp_path / "both", str(model), popularity=queries.popularity, **how)
+    run = evaluate(own, Options(adapters=(tmp_path / "both",)), out=tmp_path / "run", backend=backend(model))
+    told = parquet.read_table(run.folder / "rankings.parquet").to_pylist()
+    for query in queries.queries:
+        own_rows = [one for one in told if one["row"].endswith("mix both") and one["user_id"] == query.user_id]
+        best = max(own_rows, key=lambda one: one["score"])
+        assert found.rank(query).item_ids[0] == best["item_id"]
+        assert found.rank(query).scores[0] == pytest.approx(best["score"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,6 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tune(
+    ctx: typer.Context,
     task: Annotated[
         list[str],
         typer.Argument(help="Task files, or names of those in ./eval or among the shipped; several learn together."),
@@ -131,25 +132,7 @@ def tune(
         {"--popularity": popularity, "--adapter": adapter},
         {"--search": search, "--from": start, "--track": track, "other tasks": task[1:]},
     )
-    asked = {
-        "tokens": tokens,
-        "rank": rank,
-        "targets": targets,
-        "init": init,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "dropout": dropout,
-        "epochs": epochs,
-        "batch": batch,
-        "loss": loss,
-        "negatives": negatives,
-        "warm_up": warm_up,
-        "held_out": held_out,
-        "patience": patience,
-        "temperature": temperature,
-        "questions": questions,
-        "checkpointing": checkpointing,
-    }
+    asked = {one.name: ctx.params[one.name] for one in fields(Settings) if one.name not in ("method", "seed")}
     check_read(method, asked, _flag)
     _check_needed("--from", start, {"--replay": replay != _REPLAY, "--pull": pull})
     _check_needed("other tasks", task[1:], {"--temperature": temperature != 1.0})

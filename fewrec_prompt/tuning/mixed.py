@@ -9,12 +9,23 @@ from typing import Any
 
 import torch
 
+from fewrec_prompt.assets import Say, quiet
+from fewrec_prompt.backends import choice
+from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.errors import AdapterError
-from fewrec_prompt.recommender import Answers, Recommender
+from fewrec_prompt.recommender import Answers, Recommender, choose
 from fewrec_prompt.tuning import adapters
-from fewrec_prompt.tuning.features import EFFECT, HISTORY, effect_of, features_of, history_of, popularity_of
+from fewrec_prompt.tuning.features import (
+    EFFECT,
+    HISTORY,
+    POPULARITY,
+    effect_of,
+    features_of,
+    history_of,
+    popularity_of,
+)
 from fewrec_prompt.tuning.mix import Features, Floats, Mix
-from fewrec_prompt.types import Query, Ranking
+from fewrec_prompt.types import Domain, Query, Ranking
 
 METHOD = "mix"
 
@@ -29,6 +40,37 @@ class MixRecommender:
     rows: Mapping[str, Recommender]
     mix: Mix
     counts: Mapping[str, int] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        model: str = "smollm2-135m",
+        *,
+        popularity: Mapping[str, int] | None = None,
+        precision: str = "auto",
+        device: str | None = None,
+        say: Say = quiet,
+    ) -> MixRecommender:
+        """The mix of a folder over the rows that it was learnt with, and the adapters of them that it carries.
+
+        `popularity` counts how often each item was taken, by id, for a mix that weighs it. Raises AdapterError as
+        `load`, and where that is missed.
+        """
+        folder = Path(folder)
+        adapter = adapters.read(folder)
+        if adapter.method != METHOD:
+            raise AdapterError(f"{folder}: holds no mix; Recommender.load(adapter=…) takes it")
+        backend = choice.load(model, Numerics(precision, device), say=say)
+        rows = {}
+        for member, (name, bound) in zip(adapter.about["members"], adapter.bound.items(), strict=True):
+            template, reader, calibration = choose(**{key: member[key] for key in adapters.ASKED})
+            row = Recommender(template, reader, backend, Domain(**bound["domain"]), calibration)
+            rows[name] = row.adapted(folder / member["adapter"]) if member["adapter"] else row
+        mix, _ = load(folder, rows)
+        if POPULARITY in mix.names and popularity is None:
+            raise AdapterError(f"{folder}: weighs popularity; give how often each item was taken, by id")
+        return cls(rows, mix, popularity if POPULARITY in mix.names else None)
 
     def rank(self, query: Query) -> Ranking:
         """The candidates, best first."""

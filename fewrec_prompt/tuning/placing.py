@@ -54,7 +54,7 @@ def adapted(recommender: Recommender, folder: Path | str, *, force: bool = False
     if adapter.method == "mix":
         raise AdapterError(
             f"{adapter.folder}: is a mix of rows, and no part of one; use it by fewrec eval --adapter, or from Python "
-            "with fewrec_prompt.tuning.mixed.load"
+            "with fewrec_prompt.tuning.mixed.MixRecommender.load"
         )
     held = check_bindings(adapter, recommender, force=force)
     made = _placed(adapter, recommender)
