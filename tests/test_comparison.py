@@ -255,7 +255,7 @@ def test_the_printed_comparison_names_runs_users_and_cost(pair: tuple[Path, Path
     said = CliRunner().invoke(app, ["compare", *map(str, pair)]).output
     assert f"A  {pair[0]}: complete" in said
     assert "ms/user" in said
-    assert "users gained and" in said
+    assert "gained and" in said
     assert "cannot be told apart (smallest difference that 6 users would show:" in said
     assert "changed  calibration: none → pmi" in said
 

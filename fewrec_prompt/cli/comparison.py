@@ -55,7 +55,7 @@ def _print(pair: Pair) -> None:
     print_lines([HEADS, *map(lines, pair.differences)], last_left=True)
     typer.echo(f"\ncost     {milliseconds(pair.ms_a)} and {milliseconds(pair.ms_b)} ms/user")
     if pair.metric:
-        typer.echo(f"by {pair.metric}, {pair.n_gained} users gained and {pair.n_lost} lost")
+        typer.echo(f"users    {pair.n_gained} gained and {pair.n_lost} lost by {pair.metric}")
         _print_users("gained", pair.gained)
         _print_users("lost", pair.lost)
     for what, before, now in pair.changed:
