@@ -84,25 +84,37 @@ def _line(cells: Sequence[Cell], metric: str, base: Bootstrapped, seed: int) -> 
 def picture(lines: Sequence[Line], task: str, against: str = ZERO) -> str:
     """A page with the curves of each metric as pictures: no script, no network."""
     rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in shown(line, against))}</tr>" for line in lines)
+    drawn = "".join(_curves([line for line in lines if line.metric == metric], metric) for metric in _metrics(lines))
     return _PAGE.format(
         title=f"fewrec-prompt: {task}, zero against few shots",
         style=charts.STYLE,
-        drawn="".join(_curves([line for line in lines if line.metric == metric], metric) for metric in _metrics(lines)),
+        drawn=drawn and drawn + _KEY,
         table=f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads(against))}</tr>{rows}</table>",
     )
 
 
 def _curves(lines: Sequence[Line], metric: str) -> str:
-    """What learns nothing is level over all numbers of people."""
-    every = sorted({line.shots for line in lines} - {0})
-    series = []
-    for method in dict.fromkeys(line.method for line in lines):
-        own = sorted((line for line in lines if line.method == method), key=lambda line: line.shots)
-        at = [(line, line.shots) for line in own] if own[0].shots else [(own[0], shots) for shots in every]
-        series.append(charts.Series(method, tuple(_point(line, shots) for line, shots in at)))
-    x = charts.Axis("people learnt from, on a logarithmic scale", lambda at: f"{2**at:.0f}")
+    """What learns nothing is level over all numbers of people; alone it needs no picture."""
+    every = tuple(sorted({_place(line.shots) for line in lines if line.shots}))
+    if not every:
+        return ""
+    series = [_series(method, lines) for method in dict.fromkeys(line.method for line in lines)]
+    x = charts.Axis("people learnt from, on a logarithmic scale", lambda at: f"{2**at:.0f}", at=every, before="none")
     y = charts.Axis(metric, lambda value: figure(metric, value))
-    return charts.lines(f"{metric} by people learnt from", "means and 95 % intervals over test users", series, x, y)
+    about = "means and 95 % intervals over test users"
+    return charts.lines(f"{metric} by people learnt from", about, series, x, y, height=240.0)
+
+
+def _series(method: str, lines: Sequence[Line]) -> charts.Series | charts.Level:
+    own = sorted((line for line in lines if line.method == method), key=lambda line: line.shots)
+    if not own[0].shots:
+        return charts.Level(method, own[0].value, own[0].low, own[0].high)
+    points = (charts.Point(_place(line.shots), line.value, line.low, line.high) for line in own)
+    return charts.Series(method, tuple(points))
+
+
+def _place(shots: int) -> float:
+    return float(np.log2(shots))
 
 
 def heads(against: str = ZERO) -> tuple[str, ...]:
@@ -142,10 +154,8 @@ def shown(line: Line, against: str = ZERO) -> tuple[str, ...]:
     )
 
 
-def _point(line: Line, shots: int) -> charts.Point:
-    return charts.Point(float(np.log2(shots)), line.value, line.low, line.high)
-
-
+_KEY = """<p>Upright lines are 95 % intervals over test users. What stands side by side learnt from as many people; what
+learns from none stands on the left, and a dotted line goes on from it.</p>"""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
