@@ -13,6 +13,8 @@ from fewrec_prompt.display import figure, points
 from fewrec_prompt.errors import RunError
 from fewrec_prompt.significance import Bootstrapped
 
+NOT_LEARNED = "did not learn"  # the note of such a cell
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -36,6 +38,7 @@ class Line:
     n_weights: int
     train_seconds: float
     ms_per_user: float
+    not_learned: tuple[int, ...] = ()  # the seeds of adapters whose training loss never beat that before training
 
 
 def table(cells: Sequence[Cell], metrics: Sequence[str], seed: int, against: str = ZERO) -> list[Line]:
@@ -78,6 +81,7 @@ def _line(cells: Sequence[Cell], metric: str, base: Bootstrapped, seed: int) -> 
         cells[0].n_weights,
         float(np.mean([cell.train_seconds for cell in cells])),
         float(np.mean([cell.ms_per_user for cell in cells])),
+        tuple(sorted(cell.seed for cell in cells if cell.note == NOT_LEARNED)),
     )
 
 
@@ -90,6 +94,7 @@ def picture(lines: Sequence[Line], task: str, against: str = ZERO) -> str:
         style=charts.STYLE,
         drawn=drawn and drawn + _KEY,
         table=f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads(against))}</tr>{rows}</table>",
+        remarks="".join(f"<p>{remark}</p>" for remark in remarks(lines)),
     )
 
 
@@ -121,6 +126,19 @@ def heads(against: str = ZERO) -> tuple[str, ...]:
     """What stands above the columns of `shown`."""
     compared = (f"− {against}", "95 % paired")
     return ("method", "people", "seeds", "metric", "value", "95 %", *compared, "weights", "training s", "ms/user")
+
+
+def remarks(lines: Sequence[Line]) -> list[str]:
+    """What stands below the table: how many people a metric leaves out, and which adapters did not learn."""
+    groups = {(line.method, line.shots): line for line in lines if line.not_learned}  # of every metric the same
+    return [*left_out(lines), *map(_not_learned, groups.values())]
+
+
+def _not_learned(line: Line) -> str:
+    group = f"{line.method}, {line.shots} {'person' if line.shots == 1 else 'people'}: {NOT_LEARNED}"
+    if line.n_seeds == 1:
+        return group
+    return f"{group} with {len(line.not_learned)} of {line.n_seeds} seeds ({', '.join(map(str, line.not_learned))})"
 
 
 def left_out(lines: Sequence[Line]) -> list[str]:
@@ -167,5 +185,5 @@ body {{ margin: 2rem auto; max-width: 60rem; padding: 0 1rem; font: 16px system-
 .wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 td, th {{ padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }}
 td:first-child, th:first-child {{ text-align: left; }}
-{style}</style></head><body><h1>{title}</h1>{drawn}<div class="wide">{table}</div></body></html>
+{style}</style></head><body><h1>{title}</h1>{drawn}<div class="wide">{table}</div>{remarks}</body></html>
 """
