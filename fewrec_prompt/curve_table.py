@@ -13,6 +13,8 @@ from fewrec_prompt.display import figure, points
 from fewrec_prompt.errors import RunError
 from fewrec_prompt.significance import Bootstrapped
 
+NOT_LEARNED = "did not learn"  # the note of such a cell
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -36,6 +38,7 @@ class Line:
     n_weights: int
     train_seconds: float
     ms_per_user: float
+    not_learned: tuple[int, ...] = ()  # the seeds of adapters whose training loss never beat that before training
 
 
 def table(cells: Sequence[Cell], metrics: Sequence[str], seed: int, against: str = ZERO) -> list[Line]:
@@ -78,37 +81,64 @@ def _line(cells: Sequence[Cell], metric: str, base: Bootstrapped, seed: int) -> 
         cells[0].n_weights,
         float(np.mean([cell.train_seconds for cell in cells])),
         float(np.mean([cell.ms_per_user for cell in cells])),
+        tuple(sorted(cell.seed for cell in cells if cell.note == NOT_LEARNED)),
     )
 
 
 def picture(lines: Sequence[Line], task: str, against: str = ZERO) -> str:
     """A page with the curves of each metric as pictures: no script, no network."""
     rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in shown(line, against))}</tr>" for line in lines)
+    drawn = "".join(_curves([line for line in lines if line.metric == metric], metric) for metric in _metrics(lines))
     return _PAGE.format(
         title=f"fewrec-prompt: {task}, zero against few shots",
         style=charts.STYLE,
-        drawn="".join(_curves([line for line in lines if line.metric == metric], metric) for metric in _metrics(lines)),
+        drawn=drawn and drawn + _KEY,
         table=f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads(against))}</tr>{rows}</table>",
+        remarks="".join(f"<p>{remark}</p>" for remark in remarks(lines)),
     )
 
 
 def _curves(lines: Sequence[Line], metric: str) -> str:
-    """What learns nothing is level over all numbers of people."""
-    every = sorted({line.shots for line in lines} - {0})
-    series = []
-    for method in dict.fromkeys(line.method for line in lines):
-        own = sorted((line for line in lines if line.method == method), key=lambda line: line.shots)
-        at = [(line, line.shots) for line in own] if own[0].shots else [(own[0], shots) for shots in every]
-        series.append(charts.Series(method, tuple(_point(line, shots) for line, shots in at)))
-    x = charts.Axis("people learnt from, on a logarithmic scale", lambda at: f"{2**at:.0f}")
+    """What learns nothing is level over all numbers of people; alone it needs no picture."""
+    every = tuple(sorted({_place(line.shots) for line in lines if line.shots}))
+    if not every:
+        return ""
+    series = [_series(method, lines) for method in dict.fromkeys(line.method for line in lines)]
+    x = charts.Axis("people learnt from, on a logarithmic scale", lambda at: f"{2**at:.0f}", at=every, before="none")
     y = charts.Axis(metric, lambda value: figure(metric, value))
-    return charts.lines(f"{metric} by people learnt from", "means and 95 % intervals over test users", series, x, y)
+    about = "means and 95 % intervals over test users"
+    return charts.lines(f"{metric} by people learnt from", about, series, x, y, height=240.0)
+
+
+def _series(method: str, lines: Sequence[Line]) -> charts.Series | charts.Level:
+    own = sorted((line for line in lines if line.method == method), key=lambda line: line.shots)
+    if not own[0].shots:
+        return charts.Level(method, own[0].value, own[0].low, own[0].high)
+    points = (charts.Point(_place(line.shots), line.value, line.low, line.high) for line in own)
+    return charts.Series(method, tuple(points))
+
+
+def _place(shots: int) -> float:
+    return float(np.log2(shots))
 
 
 def heads(against: str = ZERO) -> tuple[str, ...]:
     """What stands above the columns of `shown`."""
     compared = (f"− {against}", "95 % paired")
     return ("method", "people", "seeds", "metric", "value", "95 %", *compared, "weights", "training s", "ms/user")
+
+
+def remarks(lines: Sequence[Line]) -> list[str]:
+    """What stands below the table: how many people a metric leaves out, and which adapters did not learn."""
+    groups = {(line.method, line.shots): line for line in lines if line.not_learned}  # of every metric the same
+    return [*left_out(lines), *map(_not_learned, groups.values())]
+
+
+def _not_learned(line: Line) -> str:
+    group = f"{line.method}, {line.shots} {'person' if line.shots == 1 else 'people'}: {NOT_LEARNED}"
+    if line.n_seeds == 1:
+        return group
+    return f"{group} with {len(line.not_learned)} of {line.n_seeds} seeds ({', '.join(map(str, line.not_learned))})"
 
 
 def left_out(lines: Sequence[Line]) -> list[str]:
@@ -142,10 +172,8 @@ def shown(line: Line, against: str = ZERO) -> tuple[str, ...]:
     )
 
 
-def _point(line: Line, shots: int) -> charts.Point:
-    return charts.Point(float(np.log2(shots)), line.value, line.low, line.high)
-
-
+_KEY = """<p>Upright lines are 95 % intervals over test users. What stands side by side learnt from as many people; what
+learns from none stands on the left, and a dotted line goes on from it.</p>"""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
@@ -157,5 +185,5 @@ body {{ margin: 2rem auto; max-width: 60rem; padding: 0 1rem; font: 16px system-
 .wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 td, th {{ padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }}
 td:first-child, th:first-child {{ text-align: left; }}
-{style}</style></head><body><h1>{title}</h1>{drawn}<div class="wide">{table}</div></body></html>
+{style}</style></head><body><h1>{title}</h1>{drawn}<div class="wide">{table}</div>{remarks}</body></html>
 """

@@ -64,7 +64,7 @@ def curve(
     from fewrec_prompt.cli.console import print_lines, resumable, say
     from fewrec_prompt.curve import PICTURE
     from fewrec_prompt.curve import curve as run
-    from fewrec_prompt.curve_table import heads, left_out, shown
+    from fewrec_prompt.curve_table import heads, remarks, shown
     from fewrec_prompt.task_settings import RowSettings
     from fewrec_prompt.tuning.settings import Settings
 
@@ -80,6 +80,6 @@ def curve(
     with resumable():
         lines = run(found, methods, shots, seeds, folder, **about, numerics=Numerics(precision, device), say=say)
     print_lines([heads(against), *(shown(line, against) for line in lines)])
-    for line in left_out(lines):
-        typer.echo(line)
+    for remark in remarks(lines):
+        typer.echo(remark)
     typer.echo(f"\npicture  {folder / PICTURE}")
