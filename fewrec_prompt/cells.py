@@ -21,6 +21,7 @@ from fewrec_prompt.metrics import OF_SCORES, Mean, Shelf, UserScores, parse_metr
 from fewrec_prompt.metrics.naming import Statistic, is_own_name
 
 ZERO, STUDY, CELLS = "zero", "study.json", "cells"
+NOT_LEARNED = "did not learn"  # the note of a cell whose training did not beat zero shots
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewrec_prompt import charts
-from fewrec_prompt.cells import ZERO, Cell, statistic
+from fewrec_prompt.cells import NOT_LEARNED, ZERO, Cell, statistic
 from fewrec_prompt.display import figure, points
 from fewrec_prompt.errors import RunError
 from fewrec_prompt.significance import Bootstrapped
-
-NOT_LEARNED = "did not learn"  # the note of such a cell
 
 
 @dataclass(frozen=True, slots=True)

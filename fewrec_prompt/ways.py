@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fewrec_prompt.assets import counted
-from fewrec_prompt.cells import ZERO, Cell, name_of
+from fewrec_prompt.cells import NOT_LEARNED, ZERO, Cell, name_of
 from fewrec_prompt.demos import DemosName
 from fewrec_prompt.few_shot import recommender_of, trainable, tune_task, with_demos
 from fewrec_prompt.labelling import tune_classifier
@@ -115,7 +115,7 @@ def _adapted(study: Study, method: str, shots: int, seed: int) -> _Adapted:
     recommender = recommender_of(study.task, row, backend).adapted(folder)
     kept = Kept(recommender.backend, study.cache)
     asking = replace(recommender, backend=kept)  # type: ignore[arg-type]  # all of a Backend
-    note = "" if about["learned"] else "did not learn"
+    note = "" if about["learned"] else NOT_LEARNED
     more = {"n_weights": about["n_weights"], "train_seconds": about["seconds"], "note": note}
     return _Adapted(asking, kept, more)
 

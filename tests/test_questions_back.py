@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from _tiny import save_model
 from hypothesis import given
 from hypothesis import strategies as st
+from test_tuning import recommender
 from typer.testing import CliRunner
 
 from fewrec_prompt.backends import causal
 from fewrec_prompt.cli import app
+from fewrec_prompt.data.training import from_pairs
 from fewrec_prompt.errors import DataError, FewrecError
 from fewrec_prompt.few_shot import tune_task
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning import passes
 from fewrec_prompt.tuning.examples import Example, stepped_back
+from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Interaction, Item, Query
 
@@ -116,3 +120,25 @@ def test_a_classifier_and_a_mix_have_no_several_questions(tmp_path: Path) -> Non
         Settings("head", questions=2)
     command = ["tune", "movielens-100k", "--method", "mix", "--questions", "2", "--out", str(tmp_path / "x")]
     assert "leave --questions out" in str(CliRunner().invoke(app, command).exception)
+
+
+def test_whether_it_learned_is_asked_of_the_same_questions() -> None:
+    """The last pass asks about other things than the first, so its loss says nothing beside that before training."""
+    people = [example(5, (at % 3,)) for at in range(4)]
+    people = [replace(one, query=replace(one.query, user_id=f"u{at}")) for at, one in enumerate(people)]
+    items = {item.id: item for item in ITEMS}
+    training = from_pairs(items, [("somebody", item_id) for item_id in items])
+    how = {"negatives": "uniform", "epochs": 3, "learning_rate": 1e-2, "rank": 4}
+    tuned = tune(recommender(), people, Settings("lora", **how, questions=3), training=training)
+    assert tuned.again is not None
+    assert tuned.again.loss < tuned.zero_shot_loss
+    worse = [replace(one, loss=99.0, losses={"": 99.0}) for one in tuned.passes[1:]]
+    assert replace(tuned, passes=(tuned.passes[0], *worse)).learned
+    assert not replace(tuned, again=replace(tuned.again, loss=99.0, losses={"": 99.0})).learned
+    still = tune(
+        recommender(), people, Settings("lora", **how | {"learning_rate": 1e-8}, questions=3), training=training
+    )
+    assert still.again is not None
+    assert still.again.loss == pytest.approx(still.zero_shot_loss, abs=1e-4)
+    assert abs(still.passes[3].loss - still.zero_shot_loss) > 1e-3, "its questions are others"
+    assert tune(recommender(), people, Settings("lora", **how), training=training).again is None

@@ -285,6 +285,8 @@ def _print(tuned: Tuned, use: _Use) -> None:
     learned = "learned" if tuned.learned else "did NOT learn"
     typer.echo(f"{tuned.settings.method}  {tuned.n_weights:,} weights, {learned}")
     typer.echo(f"loss     {tuned.zero_shot_loss:.3f} before, {best.loss:.3f} in pass {best.epoch}, which is kept")
+    if tuned.again is not None:
+        typer.echo(f"         {tuned.again.loss:.3f} on the questions before, asked again")
     if best.metric is not None and first.metric is not None:
         typer.echo(f"held out {100 * first.metric:.1f} before, {100 * best.metric:.1f} in that pass")
     if len(tuned.lessons) > 1:

@@ -144,8 +144,8 @@ class _Training:
         self.plan = settings.passes
         self.identity = identity(settings, self.lessons, self.backend, self.earlier)
         self.kinds = [kinds_of(lesson, settings) for lesson in self.lessons]
-        before = None if self.earlier is not None else self._before(lesson.recommender for lesson in self.lessons)
         starts = [lesson.recommender for lesson in self.lessons]
+        before = None if self.earlier is not None else self._before(starts)
         self.learner = begin(self.backend, settings, instruction=instruction(starts), n_steps=self.n_steps)
         self.tuned = tuple(replace(start, backend=self.learner.backend) for start in starts)
         self.anchor: Tensors = {}
@@ -297,34 +297,49 @@ class _Training:
         shared = torch.from_numpy(values).float().to(self.accelerator.device)
         return np.asarray(self.accelerator.reduce(shared, "sum").cpu(), dtype=float)
 
-    def _before(self, recommenders: Iterable[Recommender]) -> tuple[list[float], list[float]]:
+    def _before(self, recommenders: Sequence[Recommender]) -> tuple[list[float], list[float]]:
         """For each task, the scale at which scores before training suit the answers best, and their loss at it.
 
         The questions are those of the first pass of those that count, so that the losses of both can be compared.
         """
-        asking, epoch = tuple(recommenders), self.plan.index(self.settings.goal)
-        asked: list[list[Example]] = [[] for _ in self.lessons]
+        epoch = self.plan.index(self.settings.goal)
+        self.asked_first: list[list[Example]] = [[] for _ in self.lessons]
         with torch.no_grad():
             for draws in self._steps(epoch):
-                for draw, example in self._batch(draws, epoch, asking):
-                    asked[draw.task].append(example)
-            begun = zip(self.kinds, asking, asked, strict=True)
-            found = [kinds[self.settings.goal].before(one, own) for kinds, one, own in begun]
+                for draw, example in self._batch(draws, epoch, recommenders):
+                    self.asked_first[draw.task].append(example)
+        return self._fitted(recommenders)
+
+    def _fitted(self, recommenders: Sequence[Recommender]) -> tuple[list[float], list[float]]:
+        """Of the questions before training, for each task the scale that suits the scores best, and the loss at it."""
+        asking = zip(self.kinds, recommenders, self.asked_first, strict=True)
+        with torch.no_grad():
+            found = [kinds[self.settings.goal].before(one, own) for kinds, one, own in asking]
         return [log_scale for log_scale, _ in found], [loss for _, loss in found]
 
+    def _again(self, epoch: int) -> Pass | None:
+        """The questions before training, asked of the weights that stay; None where every pass asks them."""
+        if self.settings.questions == 1 or self.settings.goal != "answers" or not epoch:
+            return None
+        _, losses = self._fitted(self.tuned)
+        return Pass(epoch, "answers", self._by_name(losses), self._mean(losses), {}, None, 0.0, 0.0)
+
     def _note_pass(self, epoch: int, losses: Sequence[float], seconds: float, n_tokens: int) -> None:
-        mean = float(np.dot(losses, shares(self.mixture.sizes, self.mixture.temperature)))
         metrics = self._measured()
         metric = float(np.mean([*metrics.values()])) if metrics else None
         named = self._by_name(losses)
         speed = n_tokens / seconds if seconds else 0.0
-        done = Pass(epoch, self.plan[epoch], named, mean, metrics, metric, seconds, speed)
+        done = Pass(epoch, self.plan[epoch], named, self._mean(losses), metrics, metric, seconds, speed)
         self.passes.append(done)
         value = float(epoch) if metric is None else metric
         if self.best is None or value > self.best[1]:
             self.best = (epoch, value, self.learner.state())
         self.accelerator.log(numbers_of(done), step=epoch)
         self.say(self._line(done))
+
+    def _mean(self, losses: Sequence[float]) -> float:
+        """Of the tasks, by their shares of a pass."""
+        return float(np.dot(losses, shares(self.mixture.sizes, self.mixture.temperature)))
 
     def _line(self, done: Pass) -> str:
         n_held = sum(len(lesson.held_out) for lesson in self.lessons)
@@ -372,7 +387,8 @@ class _Training:
         forgotten = None if before is None or after is None else (before, after)
         n_weights = sum(weights.numel() for weights in self.learner.parameters().values())
         settings, passes = self.settings, tuple(self.passes)
-        found = Tuned(self.lessons, self.tuned, self.learner, settings, passes, epoch, n_weights, forgotten)
+        state = self.lessons, self.tuned, self.learner, settings, passes, epoch, n_weights
+        found = Tuned(*state, forgotten, self._again(epoch))
         if not found.learned:
             self.say(
                 f"{self.settings.method} did not learn: the weights that stay had no lower loss than the "

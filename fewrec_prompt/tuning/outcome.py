@@ -38,6 +38,7 @@ class Tuned:
     best_epoch: int
     n_weights: int
     earlier_loss: tuple[float, float] | None = None  # of the earlier round's people, before this round and after it
+    again: Pass | None = None  # what was asked before training, asked once more of the weights that stay
 
     @property
     def recommender(self) -> Recommender:
@@ -64,9 +65,14 @@ class Tuned:
         return [name for name, loss in start.items() if not any(one.losses[name] < loss for one in kept)]
 
     def _of_what_stays(self) -> list[Pass]:
-        """The pass that made the weights which stay, and the one that began with them: each is measured as it goes."""
+        """The pass that made the weights which stay, and the one that began with them: each is measured as it goes.
+
+        Where passes ask about other things than was asked before training, those are asked again instead.
+        """
         if self.passes[self.best_epoch].of == "start":
             return []
+        if self.again is not None:
+            return [self.again]
         return [done for done in self.passes[self.best_epoch : self.best_epoch + 2] if done.of == self.settings.goal]
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,4 +86,5 @@ class Tuned:
             "best_epoch": self.best_epoch,
             "n_weights": self.n_weights,
             "earlier_loss": self.earlier_loss,
+            "again": None if self.again is None else self.again.loss,
         }
