@@ -100,8 +100,10 @@ def test_a_mix_of_other_rows_is_refused_by_name(learnt, backend, tmp_path: Path)
 
 
 def test_a_mix_is_no_adapter_of_one_recommender(learnt, folder: Path) -> None:
-    with pytest.raises(AdapterError, match="learnt: is a mix of rows, and no part of one; use it by fewrec eval"):
+    with pytest.raises(AdapterError, match="learnt: is a mix of rows, and no row itself; use it by fewrec eval"):
         Recommender.load(str(folder), prompt="complete", adapter=learnt[0])
+    with pytest.raises(AdapterError, match="learnt: is a mix of rows, and no part of one; use it by fewrec eval"):
+        Recommender.load(str(folder), prompt="complete").adapted(learnt[0])
 
 
 def test_a_mix_of_another_model_is_refused_by_name(learnt, tmp_path: Path) -> None:

@@ -182,8 +182,8 @@ def learnt_with(folder: Path, task: str | None = None) -> tuple[dict[str, Any], 
     name = task if task in learnt else next(iter(learnt))
     if "row" not in learnt[name]:
         raise AdapterError(
-            f"{folder}: is a mix of rows, and no row itself; name an adapter of another method, or from "
-            "Python take fewrec_prompt.tuning.mixed.MixRecommender.load"
+            f"{folder}: is a mix of rows, and no row itself; use it by fewrec eval --adapter, or from Python with "
+            "fewrec_prompt.tuning.mixed.MixRecommender.load"
         )
     row = dict.fromkeys(ASKED) | {"calibrate": "none"} | dict(learnt[name]["row"])
     return {key: row[key] for key in ASKED}, Domain(**note["bound"][name]["domain"])
