@@ -73,8 +73,8 @@ def check(
     """
     metrics.check_metrics(task.metrics)
     check_baselines(task.settings.baselines)
-    parts = tuple(map(_parts, task.settings.rows)) if given is None else (_parts_of(given),)
-    members = tuple(tuple(map(_parts, one.members)) for one in task.settings.ensembles)
+    parts = tuple(map(parts_of, task.settings.rows)) if given is None else (_parts_of(given),)
+    members = tuple(tuple(map(parts_of, one.members)) for one in task.settings.ensembles)
     task = _resolved(task, parts, members)
     _check_names(task, parts, members)
     queries = queries or tasks.load_queries(task, split, candidates, say)
@@ -105,7 +105,8 @@ def _adapted(name: str, settings: RowSettings, recommender: Recommender, *, forc
     return Row(name, settings, found.recommender, found.to_dict())
 
 
-def _parts(row: RowSettings) -> Chosen:
+def parts_of(row: RowSettings) -> Chosen:
+    """Template, verbalizer and calibration of a row."""
     return choose(row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length, row.orders)
 
 
@@ -126,7 +127,7 @@ def _resolved(task: Task, parts: Sequence[Chosen], members: Sequence[Sequence[Ch
 
 def filled(row: RowSettings) -> RowSettings:
     """A row with its defaults filled in."""
-    return _filled([row], [_parts(row)])[0]
+    return _filled([row], [parts_of(row)])[0]
 
 
 def _filled(rows: Sequence[RowSettings], parts: Sequence[Chosen]) -> tuple[RowSettings, ...]:

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fewrec_prompt import tasks, templates
-from fewrec_prompt.assets import Say, quiet
+from fewrec_prompt.checked import parts_of
 from fewrec_prompt.errors import ArtifactError, RunError
-from fewrec_prompt.few_shot import learnable
+from fewrec_prompt.few_shot import Pool
 from fewrec_prompt.files import made_folder, write_text
-from fewrec_prompt.recommender import choose
 from fewrec_prompt.runs import dump
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
+from fewrec_prompt.tuning.adapters import read_with
 from fewrec_prompt.tuning.identity import digest_of
 from fewrec_prompt.tuning.lessons import metric_to_stop_by
-from fewrec_prompt.tuning.losses import LossName
 
 
 def claim(note: Path, header: Mapping[str, Any], what: str) -> None:
@@ -46,16 +44,12 @@ def claim(note: Path, header: Mapping[str, Any], what: str) -> None:
 
 def asked(row: RowSettings, task: Task) -> dict[str, Any]:
     """What makes scores of a query but for the model, for `claim`; with the template that shows examples."""
-    template, verbalizer, calibration = choose(
-        row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length, row.orders
-    )
-    said = [template.ref.sha256, verbalizer.model_dump(mode="json"), asdict(calibration), asdict(task.domain)]
-    return {"asked": _digest(said), "demos": _demos(row.prompt)}
+    return {"asked": _digest(read_with(*parts_of(row), task.domain)), "demos": _demos(row.prompt)}
 
 
-def people(task: Task, loss: LossName | None, say: Say = quiet) -> dict[str, Any]:
+def people(task: Task, pool: Pool) -> dict[str, Any]:
     """Whom a task may be learnt from, all that is known of them, and by what a training stops: for `claim`."""
-    queries, examples = learnable(task, loss, say)
+    queries, examples = pool
     draws = tasks.draws_of(task)
     drawn = None if draws is None else sha256(draws.read_bytes()).hexdigest()
     known = None if queries.training is None else digest_of(queries.training)

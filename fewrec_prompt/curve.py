@@ -137,7 +137,9 @@ def _claim(study: Study, *, learns: bool) -> None:
         "tuning": dict(study.settings),
         "data": dict(study.test.sources),
     }
-    header |= claims.asked(study.row, task) | (claims.people(task, study.settings.get("loss")) if learns else {})
+    header |= claims.asked(study.row, task) | (
+        claims.people(task, study.pool(study.settings.get("loss"))) if learns else {}
+    )
     claims.claim(study.out / STUDY, header, "study")
     made_folder(study.out / CELLS)
 

@@ -112,7 +112,7 @@ class Options:
 
     def _ensembles(self, task: Task) -> tuple[EnsembleSettings, ...]:
         """The ensembles that were asked for, or the task's own beside its own rows; then those of learnt mixes."""
-        asked = self.ensembles or (() if self._rows(task.name) is not None else task.settings.ensembles)
+        asked = self.ensembles or (() if self.rows or self.adapters else task.settings.ensembles)
         groups = [(folder, members_of(folder)) for folder in self.adapters]
         mixes = [EnsembleSettings(members=members, mix=str(folder)) for folder, members in groups if members]
         return (*asked, *mixes)

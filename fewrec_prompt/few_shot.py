@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fewrec_prompt import tasks, templates
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
+from fewrec_prompt.checked import parts_of
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.splits import Split
 from fewrec_prompt.demos import Demos, DemosName
 from fewrec_prompt.errors import AdapterError, DataError, TaskError
 from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.files import made_folder
-from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import adapters
@@ -35,6 +36,8 @@ from fewrec_prompt.tuning.settings import CLASSIFIERS, Settings
 from fewrec_prompt.tuning.tracking import Tracker, Tracking
 from fewrec_prompt.types import Demo
 
+Pool: TypeAlias = tuple[QuerySet, tuple[Example, ...]]
+"""Whom a task may be learnt from: all of their queries, and those that say something."""
 WATCHED = 128  # rows that early stopping looks at, beside those that a protocol has drawn to learn from
 
 
@@ -82,6 +85,7 @@ def shots_of(
     without: Set[str] = frozenset(),
     unknown_to: Sequence[Path] = (),
     loss: LossName | None = None,
+    pool: Pool | None = None,
     say: Say = quiet,
 ) -> Shots:
     """`n` people of the task to learn from, drawn by the seed; of them a share is held out.
@@ -90,9 +94,9 @@ def shots_of(
     has drawn rows, all of those are learnt from, and WATCHED rows of other people are held out if any share is. Nobody
     of `without` is among them, nor whom the adapters `unknown_to` were learnt from, nor, unless the `loss` is "binary",
     a list of candidates that no answer stands out of. Raises DataError for more than there are, AdapterError for an
-    adapter that does not say whom it knows.
+    adapter that does not say whom it knows. `pool` is whom `learnable` found, where that was asked before.
     """
-    queries, examples = learnable(task, loss, say)
+    queries, examples = pool or learnable(task, loss, say)
     everybody = {one.query.person for one in examples}
     without = frozenset(without).union(*(_known(folder, everybody, queries) for folder in unknown_to))
     examples = tuple(one for one in examples if one.query.person not in without)
@@ -118,7 +122,7 @@ def shots_of(
     return Shots(learnt, drawn(others, min(WATCHED, len(others)), seed) if held_out else (), queries)
 
 
-def learnable(task: Task, loss: LossName | None, say: Say) -> tuple[QuerySet, tuple[Example, ...]]:
+def learnable(task: Task, loss: LossName | None = None, say: Say = quiet) -> Pool:
     """All whom a task may be learnt from. A list needs answers and others beside them, unless each is judged alone."""
     queries = tasks.load_queries(task, _part(task), say=say)
     examples = examples_of(queries)
@@ -186,8 +190,7 @@ def default_row(task: Task) -> RowSettings:
 
 def recommender_of(task: Task, row: RowSettings, backend: Backend) -> Recommender:
     """The recommender of one row of a task."""
-    names = row.prompt, row.verbalizer, row.calibrate, row.alpha, row.length, row.orders
-    template, reader, calibration = choose(*names)
+    template, reader, calibration = parts_of(row)
     return Recommender(template, reader, backend, task.domain, calibration)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fewrec_prompt.errors import DataError
 from fewrec_prompt.text import one_line, shown_title
@@ -23,10 +23,14 @@ def taken_of(catalogue: Sequence[Item], history: Sequence[str | Item]) -> tuple[
 
     Raises DataError as `items_of`, and for a title that several items of the catalogue have.
     """
-    named: dict[str, list[Item]] = {}
+    items = items_of("history", history)
+    named: dict[str, list[Item]] = {one: [] for one in history if not isinstance(one, Item)}
     for item in catalogue:
-        named.setdefault(item.title, []).append(item)
-    return tuple(_called(one.title, named) if plain else one for one, plain in _plainly(history))
+        if item.title in named:
+            named[item.title].append(item)
+    return tuple(
+        one if isinstance(one, Item) else _called(item, named[one]) for item, one in zip(items, history, strict=True)
+    )
 
 
 def catalogue_of(given: Sequence[str | Item]) -> tuple[Item, ...]:
@@ -49,20 +53,14 @@ def items_of(what: str, given: Sequence[str | Item]) -> tuple[Item, ...]:
     return tuple(one if isinstance(one, Item) else Item(one, one) for one in given)
 
 
-def _plainly(history: Sequence[str | Item]) -> list[tuple[Item, bool]]:
-    """Each thing of a history as an item, and whether it was given as a title alone."""
-    items = items_of("history", history)
-    return [(item, not isinstance(one, Item)) for item, one in zip(items, history, strict=True)]
-
-
-def _called(title: str, named: Mapping[str, Sequence[Item]]) -> Item:
-    found = named.get(title, ())
+def _called(plain: Item, found: Sequence[Item]) -> Item:
+    """The one item that was found by a title, or the title by itself."""
     if len(found) > 1:
         ids = ", ".join(item.id for item in found[:3])
         raise DataError(
-            f"{len(found)} items of the catalogue are called {title!r} ({ids}); give the item, not its title"
+            f"{len(found)} items of the catalogue are called {plain.title!r} ({ids}); give the item, not its title"
         )
-    return found[0] if found else Item(title, title)
+    return found[0] if found else plain
 
 
 def _repeated(items: Sequence[Item]) -> str | None:

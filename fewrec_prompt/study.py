@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,14 @@ from fewrec_prompt.baselines import BASELINES
 from fewrec_prompt.cells import Cell, name_of
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.evaluation import judged
-from fewrec_prompt.few_shot import (
-    Shots,
-    recommender_of,
-    shots_of,
-)
+from fewrec_prompt.few_shot import Pool, Shots, learnable, recommender_of, shots_of
 from fewrec_prompt.metrics import measure
 from fewrec_prompt.recommender import Ranker, Recommender
 from fewrec_prompt.score_cache import ScoreCache
 from fewrec_prompt.scoring import Asking, Scored
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
+from fewrec_prompt.tuning.losses import LossName
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Query, Question, Ranking, TokenLogprobs
 
@@ -63,7 +60,16 @@ class Study:
     @cached_property
     def people(self) -> Callable[..., Shots]:
         """`shots_of` this task; the same people are drawn, and told of, once."""
-        return cache(partial(shots_of, self.task, say=self.say))
+
+        def drawn(n: int, seed: int, *, held_out: float = 0.0, loss: LossName | None = None) -> Shots:
+            return shots_of(self.task, n, seed, held_out=held_out, pool=self.pool(loss), say=self.say)
+
+        return cache(drawn)
+
+    @cached_property
+    def pool(self) -> Callable[[LossName | None], Pool]:
+        """Whom this task may be learnt from, read once."""
+        return cache(lambda loss: learnable(self.task, loss, self.say))
 
     @cached_property
     def baseline(self) -> Callable[[str], Ranker]:

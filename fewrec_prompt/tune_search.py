@@ -27,6 +27,7 @@ from fewrec_prompt.few_shot import (
     check_free,
     default_row,
     fitting,
+    learnable,
     recommender_of,
     shots_of,
     trainable,
@@ -88,7 +89,8 @@ def search(
     folder = out.with_name(f"{out.name}.search")
     if not folder.exists():
         check_free(out)
-    found = shots_of(task, shots, settings.seed, held_out=settings.held_out, loss=settings.loss, say=say)
+    pool = learnable(task, settings.loss, say)
+    found = shots_of(task, shots, settings.seed, held_out=settings.held_out, pool=pool, say=say)
     _check_held_out(found, settings)
     header: dict[str, Any] = {
         "task": task.name,
@@ -97,7 +99,7 @@ def search(
         "metric": metric,
     }
     header |= {"row": row.model_dump(mode="json"), "shots": shots, **settings.to_dict()}
-    claims.claim(folder / NOTE, header | claims.asked(row, task) | claims.people(task, settings.loss), "search")
+    claims.claim(folder / NOTE, header | claims.asked(row, task) | claims.people(task, pool), "search")
     study = _study(folder)
     n_done = len(_finished(study))
     if n_done >= trials and _holds(out, about_of(row, found, shots), task, _best(study, settings, folder)):

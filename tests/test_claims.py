@@ -252,7 +252,7 @@ def test_how_what_was_learnt_is_used_is_said_with_its_model(own: Task, model: Pa
     ("flags", "says"),
     [(["--calibrate", "foo"], "no such calibration"), (["--alpha", "0.3", "--calibrate", "none"], "--alpha is the")],
 )
-def test_how_a_prompt_is_read_is_checked(flags: list[str], says: str, own: Task, capsys: Any) -> None:
+def test_how_a_prompt_is_read_is_checked(flags: list[str], says: str, own: Task) -> None:
     with pytest.raises(FewrecError, match=says):
         run("tune", own.path.name, "--prompt", "complete", *flags, "--method", "mix", "--shots", "4", "--out", "x")
 
@@ -286,3 +286,15 @@ def test_a_mix_is_loaded_with_the_rows_and_adapters_that_it_weighs(own: Task, mo
         best = max(own_rows, key=lambda one: one["score"])
         assert found.rank(query).item_ids[0] == best["item_id"]
         assert found.rank(query).scores[0] == pytest.approx(best["score"])
+
+
+def test_a_study_reads_the_people_it_learns_from_once(
+    own: Task, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = tasks.load_queries
+    monkeypatch.setattr(
+        tasks, "load_queries", lambda task, split="test", *a, **k: read.append(split) or real(task, split, *a, **k)
+    )
+    curve(own, [ZERO, "mix", "demos"], [2, 3], 2, tmp_path / "out", backend=backend(model))
+    assert read.count("selection") == 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -24,14 +25,14 @@ BLOCK = 128  # queries of a stem that are scored at a time
 
 def tree_attention(
     module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **others: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Attention as transformers calls it: (n_rows, n_heads, n_tokens, head_dim) in, tokens before heads out.
 
     `attention_mask` (n_rows or 1, 1, n_branches, n_keys) is additive. `dropout` is the share of
@@ -39,7 +40,7 @@ def tree_attention(
     """
     n_queries = query.shape[-2]
     if attention_mask is None or attention_mask.shape[-2] >= n_queries:
-        done: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        done: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return done
@@ -52,19 +53,12 @@ def tree_attention(
     return torch.cat([stem, branches], dim=2).transpose(1, 2).contiguous(), None
 
 
-def _blocks_pay(query: torch.Tensor) -> bool:
+def _blocks_pay(query: Tensor) -> bool:
     """On a CPU torch's fused kernel is no faster in bf16 than in fp32; matrix products are."""
     return query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float,
-    dropout: float,
-) -> torch.Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
     """By torch's fused kernel; without a mask each query sees the keys up to its own, the last of them."""
     causal = mask is None and query.shape[-2] == key.shape[-2]
     if mask is None and not causal:
@@ -78,29 +72,24 @@ def _attend(
     )
 
 
-def _heads_can_share(query: torch.Tensor) -> bool:
+def _heads_can_share(query: Tensor) -> bool:
     """Whether a fused kernel takes fewer heads of keys than of queries, without a mask: on a GPU in 16 bits alone."""
     return query.device.type == "cpu" or query.dtype != torch.float32
 
 
-def _lower_right(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def _lower_right(query: Tensor, key: Tensor) -> Tensor:
     shape, lowest = (query.shape[-2], key.shape[-2]), torch.finfo(query.dtype).min
     later = torch.full(shape, lowest, dtype=query.dtype, device=query.device)
     return later.triu(1 + key.shape[-2] - query.shape[-2])
 
 
-def _repeated(states: torch.Tensor, n_heads: int) -> torch.Tensor:
+def _repeated(states: Tensor, n_heads: int) -> Tensor:
     return states.repeat_interleave(n_heads // states.shape[1], dim=1)
 
 
 def _attend_in_blocks(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float,
-    dropout: float,
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float
+) -> Tensor:
     """By matrix products over the heads that share keys. Without a mask, a block of queries sees no later keys."""
     query = query * scale
     if mask is not None:
@@ -116,9 +105,7 @@ def _attend_in_blocks(
     return torch.cat(done, dim=2)
 
 
-def _block(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, dropout: float
-) -> torch.Tensor:
+def _block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
     """The mask is that of the last keys; all see the keys before them."""
     n_rows, n_heads, n_queries, width = query.shape
     shape = (n_rows, key.shape[1], n_heads // key.shape[1] * n_queries)

@@ -54,6 +54,11 @@ class LocalBackend(Backend):
         return self.model.get_input_embeddings()
 
     @property
+    def vector_width(self) -> int:
+        """Numbers in the vector of a token."""
+        return int(self.embeddings.weight.shape[1])
+
+    @property
     def state_width(self) -> int:
         """Numbers in a hidden state."""
         return int(self.model.config.hidden_size)

@@ -139,7 +139,8 @@ def tune(
     found, *also = (Options(model=model).applied(tasks.load_task(name)) for name in task)
     row = _row(found, prompt, verbalizer, calibrate, alpha, length)
     numerics = Numerics(precision, device, int8_threshold)
-    use = _Use(task, out, _given({"--model": model, "--precision": precision, "--int8-threshold": int8_threshold}))
+    chosen = {"--model": model, "--precision": precision, "--device": device, "--int8-threshold": int8_threshold}
+    use = _Use(task, out, _given(chosen))
     with resumable():
         if method == "mix":
             from fewrec_prompt.evaluation import row_of

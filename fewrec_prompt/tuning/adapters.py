@@ -26,14 +26,17 @@ from safetensors.torch import load_file
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.models import digests
 from fewrec_prompt.backends.switching import UNNAMED
+from fewrec_prompt.calibration import Calibration
 from fewrec_prompt.errors import AdapterError
 from fewrec_prompt.files import made_folder, new_folder
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
+from fewrec_prompt.templates import Template
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.methods import Tensors
 from fewrec_prompt.tuning.weights import save_tensors
 from fewrec_prompt.types import Domain, Interaction, Item, Query
+from fewrec_prompt.verbalizers import AnyVerbalizer
 
 SCHEMA = 3  # 2: of causal models alone; 1: of one task, not by its name
 WEIGHTS, CONFIG, NOTE = "adapter_model.safetensors", "adapter_config.json", "fewrec.json"
@@ -90,12 +93,19 @@ def bindings(recommender: Recommender) -> dict[str, Any]:
 
 def asked_with(recommender: Recommender) -> dict[str, Any]:
     """What makes scores of a query, but for the model: JSON-ready."""
+    how = read_with(recommender.template, recommender.verbalizer, recommender.calibration, recommender.domain)
+    return how | {"labels": _label_ids(recommender)}
+
+
+def read_with(
+    template: Template, verbalizer: AnyVerbalizer, calibration: Calibration, domain: Domain
+) -> dict[str, Any]:
+    """The same but for the tokens of labels, which no model is needed for."""
     return {
-        "template": {"name": recommender.template.name, "sha256": recommender.template.ref.sha256},
-        "verbalizer": recommender.verbalizer.model_dump(mode="json", exclude={"description", "alpha"}),
-        "labels": _label_ids(recommender),
-        "calibration": _plain(asdict(recommender.calibration)),
-        "domain": asdict(recommender.domain),
+        "template": {"name": template.name, "sha256": template.ref.sha256},
+        "verbalizer": verbalizer.model_dump(mode="json", exclude={"description", "alpha"}),
+        "calibration": _plain(asdict(calibration)),
+        "domain": asdict(domain),
     }
 
 

@@ -1,8 +1,8 @@
 """The one training loop: questions of the recommender, scores of the recommender, a loss over them, a step.
 
 What a task brings stands in lessons.py, how often it is drawn in mixture.py, what a pass is over and makes small in
-passes.py, what may be trained in methods.py. Any number of processes share a step's people and add up their gradients
-(accelerate).
+passes.py, what may be trained in methods.py, how weights are changed in stepping.py. Any number of processes share a
+step's people and add up their gradients (accelerate).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -35,15 +34,13 @@ from fewrec_prompt.tuning.lessons import Lesson, instruction
 from fewrec_prompt.tuning.methods import Tensors, begin
 from fewrec_prompt.tuning.mixture import Draw, Mixture, shares
 from fewrec_prompt.tuning.outcome import Pass, Tuned
-from fewrec_prompt.tuning.passes import Kind, kinds_of
+from fewrec_prompt.tuning.passes import First, Kind, kinds_of
 from fewrec_prompt.tuning.settings import Settings
+from fewrec_prompt.tuning.stepping import Stepper
 from fewrec_prompt.tuning.tracking import Tracking, numbers_of
 from fewrec_prompt.types import Query
 
 T = TypeVar("T")
-WARM_UP = 0.1  # share of the steps in which the learning rate rises
-LARGEST_GRADIENT = 1.0  # norm; steeper ones are cut
-TEMPERATURE_RATE = 0.02  # learning rate of the scores' scale
 _Asked: TypeAlias = tuple[Draw, Example]
 Watch: TypeAlias = Callable[[int, float], None]
 """Called after each pass with its number and the metric of those held out; may raise to stop."""
@@ -145,7 +142,9 @@ class _Training:
         self.identity = identity(settings, self.lessons, self.backend, self.earlier)
         self.kinds = [kinds_of(lesson, settings) for lesson in self.lessons]
         starts = [lesson.recommender for lesson in self.lessons]
-        before = None if self.earlier is not None else self._before(starts)
+        if self.earlier is None:
+            self.first = self._first(starts)
+            before = self.first.fitted(starts)
         self.learner = begin(self.backend, settings, instruction=instruction(starts), n_steps=self.n_steps)
         self.tuned = tuple(replace(start, backend=self.learner.backend) for start in starts)
         self.anchor: Tensors = {}
@@ -154,16 +153,11 @@ class _Training:
             self.learner.adopt(self.earlier.tensors)
             self.anchor = {name: weights.detach().clone() for name, weights in self.learner.parameters().items()}
             self.earlier_loss = self._loss_of_earlier()
-        log_scales, self.losses_before = before or self._before(self.tuned)
+            self.first = self._first(self.tuned)
+            before = self.first.fitted(self.tuned)
+        log_scales, self.losses_before = before
         self.log_scales = torch.nn.Parameter(torch.tensor(log_scales, device=self.backend.model.device))
-        weights = list(self.learner.parameters().values())
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": weights, "lr": settings.rate, "weight_decay": settings.weight_decay},
-                {"params": [self.log_scales], "lr": TEMPERATURE_RATE, "weight_decay": 0.0},
-            ]
-        )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, partial(_rate, n_steps=self.n_steps))
+        self.stepper = Stepper(self.learner.parameters().values(), self.log_scales, settings, self.n_steps)
 
     def run(self, folder: Path | None, watch: Watch | None, track: Tracking) -> Tuned:
         about = self.settings.to_dict() | {"metric": self._metrics(), "tasks": ", ".join(self._by_name(self.lessons))}
@@ -240,15 +234,10 @@ class _Training:
         if isinstance(penalty := self.learner.penalty() + self._pull(), torch.Tensor):
             self.accelerator.backward(penalty / self.accelerator.num_processes)
         self._add_up()
-        weights = [*self.learner.parameters().values(), self.log_scales]
-        norm = torch.nn.utils.clip_grad_norm_(weights, LARGEST_GRADIENT)
         with _naming([example for _, example in batch], epoch):
-            if not bool(torch.isfinite(norm)):  # clipped, it would make weights that are no numbers
-                raise NumericError(f"the gradient is {float(norm)}")
-        self.optimizer.step()
+            self.stepper.step()
         self.learner.after_step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.stepper.clear()
         return self._summed(totals)
 
     def _units(self, batch: Sequence[_Asked], sizes: Sequence[int], epoch: int) -> Iterator[list[_Asked]]:
@@ -287,7 +276,7 @@ class _Training:
         """Gradients of all processes, summed."""
         if self.accelerator.num_processes == 1:
             return
-        for weights in (*self.learner.parameters().values(), self.log_scales):
+        for weights in self.stepper.weights:
             gradient = torch.zeros_like(weights) if weights.grad is None else weights.grad
             weights.grad = self.accelerator.reduce(gradient, "sum")
 
@@ -297,31 +286,21 @@ class _Training:
         shared = torch.from_numpy(values).float().to(self.accelerator.device)
         return np.asarray(self.accelerator.reduce(shared, "sum").cpu(), dtype=float)
 
-    def _before(self, recommenders: Sequence[Recommender]) -> tuple[list[float], list[float]]:
-        """For each task, the scale at which scores before training suit the answers best, and their loss at it.
-
-        The questions are those of the first pass of those that count, so that the losses of both can be compared.
-        """
+    def _first(self, recommenders: Sequence[Recommender]) -> First:
+        """What is asked before training: the questions of the first pass that counts, so losses can be compared."""
         epoch = self.plan.index(self.settings.goal)
-        self.asked_first: list[list[Example]] = [[] for _ in self.lessons]
+        asked: list[list[Example]] = [[] for _ in self.lessons]
         with torch.no_grad():
             for draws in self._steps(epoch):
                 for draw, example in self._batch(draws, epoch, recommenders):
-                    self.asked_first[draw.task].append(example)
-        return self._fitted(recommenders)
-
-    def _fitted(self, recommenders: Sequence[Recommender]) -> tuple[list[float], list[float]]:
-        """Of the questions before training, for each task the scale that suits the scores best, and the loss at it."""
-        asking = zip(self.kinds, recommenders, self.asked_first, strict=True)
-        with torch.no_grad():
-            found = [kinds[self.settings.goal].before(one, own) for kinds, one, own in asking]
-        return [log_scale for log_scale, _ in found], [loss for _, loss in found]
+                    asked[draw.task].append(example)
+        return First([kinds[self.settings.goal] for kinds in self.kinds], asked)
 
     def _again(self, epoch: int) -> Pass | None:
         """The questions before training, asked of the weights that stay; None where every pass asks them."""
         if self.settings.questions == 1 or self.settings.goal != "answers" or not epoch:
             return None
-        _, losses = self._fitted(self.tuned)
+        _, losses = self.first.fitted(self.tuned)
         return Pass(epoch, "answers", self._by_name(losses), self._mean(losses), {}, None, 0.0, 0.0)
 
     def _note_pass(self, epoch: int, losses: Sequence[float], seconds: float, n_tokens: int) -> None:
@@ -408,7 +387,7 @@ class _Training:
         groups = {
             "weights": self.learner.state(),
             "best": self.best[2],
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+            "optimizer": self.stepper.state(),
             "scales": {"log_scales": self.log_scales.detach()},
         }
         note = {
@@ -429,22 +408,13 @@ class _Training:
                 "or name another folder for what is learnt (--out)"
             )
         self.learner.restore(groups["weights"])
-        checkpoint.restore_optimizer(self.optimizer, groups.get("optimizer", {}))  # none before the first step
         with torch.no_grad():
             self.log_scales.copy_(groups["scales"]["log_scales"])
         self.passes = [Pass(**done) for done in note["passes"]]
         n_done = self.n_batches * (len(self.passes) - 1)  # a checkpoint is written between passes
-        self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": n_done})
-        for group, factor in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
-            group["lr"] = factor * _rate(n_done, n_steps=self.n_steps)
+        self.stepper.restore(groups.get("optimizer", {}), n_done)
         self.best = (*note["best"], groups["best"])
         self.say(f"goes on after pass {self.passes[-1].epoch}, from {folder}")
-
-
-def _rate(step: int, *, n_steps: int) -> float:
-    """Share of the learning rate: it rises over the first steps and falls to zero at the last (linear)."""
-    rising = max(1, round(WARM_UP * n_steps))
-    return (step + 1) / rising if step < rising else max(0.0, (n_steps - step) / max(1, n_steps - rising))
 
 
 @contextmanager

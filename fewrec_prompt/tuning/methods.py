@@ -25,14 +25,14 @@ from torch.nn import Parameter
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
-from fewrec_prompt.backends.switching import UNNAMED, in_peft, no_false_alarms
+from fewrec_prompt.backends.switching import UNNAMED, no_false_alarms
 from fewrec_prompt.errors import ModelError
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning.ahead import check_ahead
+from fewrec_prompt.tuning.peft_configs import json_ready, low_rank_config, virtual_config
 from fewrec_prompt.tuning.settings import Settings
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
-LORA_ALPHA = 2  # times the rank
 LONE = "default"  # what PEFT calls the only adapter of a model
 
 
@@ -93,13 +93,15 @@ class Virtual(Learner):
 
     def __init__(self, backend: LocalBackend, settings: Settings, instruction: str) -> None:
         _freeze(backend.model)
-        self.backend = backend.view(soft=SoftTokens(torch.zeros(settings.tokens, width(backend))))
+        self.backend = backend.view(soft=SoftTokens(torch.zeros(settings.tokens, backend.vector_width)))
         self._start = _first_vectors(backend, settings, instruction)
-        self._config = _virtual_config(backend, settings)
+        self._config = virtual_config(backend, settings)
         if settings.method == "p-tuning":
             torch.manual_seed(settings.seed)  # torch draws a layer's first weights from its own generator
             self._network = torch.nn.Sequential(
-                torch.nn.Linear(width(backend), width(backend)), torch.nn.ReLU(), _zero(width(backend))
+                torch.nn.Linear(backend.vector_width, backend.vector_width),
+                torch.nn.ReLU(),
+                _zero(backend.vector_width),
             ).to(backend.model.device)
             self._weights = {f"network.{name}": weights for name, weights in self._network.named_parameters()}
             self._weights["tokens"] = Parameter(self._start.clone())
@@ -157,7 +159,7 @@ class Prefix(Learner):
             noise = rng_for(settings.seed, "first keys and values").standard_normal(values.shape)
             values = values.std() * torch.from_numpy(noise).to(values)
         self._weights = {"prefix": Parameter(values.clone())}
-        self._config = _virtual_config(backend, settings)
+        self._config = virtual_config(backend, settings)
         self.backend = backend.view(soft=start)
         self.place()
 
@@ -192,7 +194,7 @@ class LowRank(Learner):
     def __init__(self, backend: LocalBackend, settings: Settings, n_steps: int) -> None:
         _freeze(backend.model)
         torch.manual_seed(settings.seed)  # PEFT draws its first weights from torch's own generator
-        self.name = backend.switch.add(_low_rank_config(backend, settings, n_steps), learning=True)
+        self.name = backend.switch.add(low_rank_config(backend, settings, n_steps), learning=True)
         self.backend = backend.view(adapter_name=self.name)
         self._peft = backend.switch.peft
         self.place()
@@ -226,7 +228,7 @@ class LowRank(Learner):
         self.backend.switch.stop_learning()
 
     def config(self) -> dict[str, Any]:
-        return _json_ready(self._peft.peft_config[self.name])
+        return json_ready(self._peft.peft_config[self.name])
 
     def export(self) -> Tensors:
         from peft import get_peft_model_state_dict
@@ -378,11 +380,6 @@ def _freeze(model: Any) -> None:
         weights.requires_grad_(False)
 
 
-def width(backend: LocalBackend) -> int:
-    """Numbers in the vector of a token."""
-    return int(backend.embeddings.weight.shape[1])
-
-
 def _zero(width: int) -> torch.nn.Linear:
     """A layer that adds nothing yet."""
     layer = torch.nn.Linear(width, width)
@@ -411,57 +408,3 @@ def _first_vectors(backend: LocalBackend, settings: Settings, instruction: str) 
     noise = rng_for(settings.seed, "first vectors").standard_normal(vectors.shape)
     drawn: torch.Tensor = vectors.std() * torch.from_numpy(noise).to(vectors)
     return drawn
-
-
-def _virtual_config(backend: LocalBackend, settings: Settings) -> dict[str, Any]:
-    """What PEFT wants to know of virtual tokens."""
-    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
-
-    kinds = {"soft-prompt": PromptTuningConfig, "p-tuning": PromptEncoderConfig, "prefix": PrefixTuningConfig}
-    # PEFT would put others before the decoder's text, too
-    shared = {"task_type": backend.task_type, "num_virtual_tokens": settings.tokens, "num_transformer_submodules": 1}
-    if settings.method != "prefix":  # of keys and values it finds the shape by itself
-        of = backend.model.config.get_text_config()
-        shared |= {"num_layers": of.num_hidden_layers, "num_attention_heads": of.num_attention_heads}
-        shared["token_dim"] = width(backend)
-    config = kinds[settings.method](**shared)
-    with torch.random.fork_rng():
-        made = in_peft(backend.model, config)  # leaves the model as it is
-    return _json_ready(made.peft_config["default"])
-
-
-def _low_rank_config(backend: LocalBackend, settings: Settings, n_steps: int) -> Any:
-    from peft import AdaLoraConfig, LoraConfig
-    from transformers.pytorch_utils import Conv1D
-
-    model = backend.model
-    shared = {
-        "task_type": backend.task_type,
-        "lora_alpha": LORA_ALPHA * settings.rank,
-        "lora_dropout": settings.dropout,
-        "target_modules": "all-linear" if settings.targets == "all" else _attention(model.config.model_type),
-        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
-    }
-    if settings.method == "lora":
-        return LoraConfig(r=settings.rank, **shared)
-    rest = {"tinit": n_steps // 6, "tfinal": n_steps // 3, "total_step": n_steps}
-    return AdaLoraConfig(target_r=settings.rank, init_r=round(1.5 * settings.rank), **rest, **shared)
-
-
-def _attention(family: str) -> list[str]:
-    """The projections that LoRA changes where nothing else is said: queries and values, as PEFT knows the family."""
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
-
-    if family not in KNOWN:
-        raise ModelError(f"nothing is known of the attention of {family!r} models; ask for --targets all")
-    return list(KNOWN[family])
-
-
-def _json_ready(config: Any) -> dict[str, Any]:
-    """A PEFT configuration as it would be saved."""
-    values = config.to_dict() | {
-        "inference_mode": True,
-        "base_model_name_or_path": None,
-        "peft_type": config.peft_type.value,
-    }
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}

@@ -113,6 +113,21 @@ def kinds_of(lesson: Lesson, settings: Settings) -> Mapping[PassName, Kind]:
 
 
 @dataclass(frozen=True, slots=True)
+class First:
+    """What is asked before anything is learnt, of each task, and perhaps again in the end."""
+
+    kinds: Sequence[Kind]
+    asked: Sequence[Sequence[Example]]
+
+    def fitted(self, recommenders: Sequence[Recommender]) -> tuple[list[float], list[float]]:
+        """For each task the log of the scale that suits its recommender's scores best, and the mean loss at it."""
+        with torch.no_grad():
+            asking = zip(self.kinds, recommenders, self.asked, strict=True)
+            found = [kind.before(one, own) for kind, one, own in asking]
+        return [log_scale for log_scale, _ in found], [loss for _, loss in found]
+
+
+@dataclass(frozen=True, slots=True)
 class Graded:
     """A backend whose answers carry gradients: what a recommender makes of them does, too."""
 

@@ -22,7 +22,6 @@ from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.features import features_of, prior_of
 from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.losses import best_scale
-from fewrec_prompt.tuning.methods import width
 from fewrec_prompt.tuning.mix import fit
 from fewrec_prompt.tuning.mixed import MixRecommender
 from fewrec_prompt.tuning.settings import Settings
@@ -112,7 +111,7 @@ def _mix(recommender: Recommender, questions: Sequence[Example], asked: Sequence
 
 def _soft_prompt(recommender: Recommender, questions: Sequence[Example], _asked: Sequence[Answers], seed: int) -> Own:
     backend = recommender.backend
-    tokens = min(TOKENS, MOST_BYTES // (4 * width(backend))) if isinstance(backend, LocalBackend) else TOKENS
+    tokens = min(TOKENS, MOST_BYTES // (4 * backend.vector_width)) if isinstance(backend, LocalBackend) else TOKENS
     settings = Settings("soft-prompt", tokens=tokens, batch=1, held_out=0.0, seed=seed)
     tuned = tune(recommender, questions[:-1], settings)
     own = tuned.recommender

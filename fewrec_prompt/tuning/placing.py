@@ -21,7 +21,7 @@ from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.adapters import Adapter, check_bindings, check_probes, probes_apart, read
 from fewrec_prompt.tuning.classifiers import below, classifier_of
 from fewrec_prompt.tuning.classifying import classified, n_classes_of
-from fewrec_prompt.tuning.methods import unflat, width
+from fewrec_prompt.tuning.methods import unflat
 from fewrec_prompt.tuning.settings import CLASSIFIERS
 
 _MERGED = ("lora", "adalora", "full")
@@ -120,9 +120,10 @@ def merge(recommender: Recommender, folder: Path | str, out: Path, say: Say = qu
 
 def _virtual(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
     vectors = _only(adapter, "prompt_embeddings")
-    if vectors.ndim != 2 or vectors.shape[1] != width(backend):
+    if vectors.ndim != 2 or vectors.shape[1] != backend.vector_width:
         raise AdapterError(
-            f"{adapter.folder}: virtual tokens of shape {tuple(vectors.shape)}; the model's are {width(backend)} wide"
+            f"{adapter.folder}: virtual tokens of shape {tuple(vectors.shape)}; the model's are "
+            f"{backend.vector_width} wide"
         )
     return backend.view(soft=SoftTokens(vectors.to(backend.model.device)))
 

@@ -19,9 +19,9 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, note: str | No
 
     safetensors has an error of its own for that, which says the system's number in words.
     """
-    apart = {name: values.detach().cpu().contiguous().clone() for name, values in tensors.items()}
+    here = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
     try:
-        save_file(apart, path, metadata=None if note is None else {"note": note})
+        save_file(here, path, metadata=None if note is None else {"note": note})
     except SafetensorError as error:
         refused = _REFUSED.search(str(error))
         raise OSError(int(refused[1]) if refused else errno.EIO, str(error)) from error

@@ -1,0 +1,72 @@
+"""What PEFT is told of an adapter that begins: configurations by method and settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fewrec_prompt.backends.local import LocalBackend
+from fewrec_prompt.backends.switching import in_peft
+from fewrec_prompt.errors import ModelError
+from fewrec_prompt.tuning.settings import Settings
+
+LORA_ALPHA = 2  # times the rank
+
+
+def virtual_config(backend: LocalBackend, settings: Settings) -> dict[str, Any]:
+    """What PEFT wants to know of virtual tokens."""
+    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+
+    kinds = {"soft-prompt": PromptTuningConfig, "p-tuning": PromptEncoderConfig, "prefix": PrefixTuningConfig}
+    # PEFT would put others before the decoder's text, too
+    shared = {"task_type": backend.task_type, "num_virtual_tokens": settings.tokens, "num_transformer_submodules": 1}
+    if settings.method != "prefix":  # of keys and values it finds the shape by itself
+        of = backend.model.config.get_text_config()
+        shared |= {"num_layers": of.num_hidden_layers, "num_attention_heads": of.num_attention_heads}
+        shared["token_dim"] = backend.vector_width
+    config = kinds[settings.method](**shared)
+    with torch.random.fork_rng():
+        made = in_peft(backend.model, config)  # leaves the model as it is
+    return json_ready(made.peft_config["default"])
+
+
+def low_rank_config(backend: LocalBackend, settings: Settings, n_steps: int) -> Any:
+    """What PEFT wants to know of LoRA or AdaLoRA, which plans its ranks by the steps.
+
+    Raises ModelError for a family whose attention PEFT does not know.
+    """
+    from peft import AdaLoraConfig, LoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    model = backend.model
+    shared = {
+        "task_type": backend.task_type,
+        "lora_alpha": LORA_ALPHA * settings.rank,
+        "lora_dropout": settings.dropout,
+        "target_modules": "all-linear" if settings.targets == "all" else _attention(model.config.model_type),
+        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
+    }
+    if settings.method == "lora":
+        return LoraConfig(r=settings.rank, **shared)
+    rest = {"tinit": n_steps // 6, "tfinal": n_steps // 3, "total_step": n_steps}
+    return AdaLoraConfig(target_r=settings.rank, init_r=round(1.5 * settings.rank), **rest, **shared)
+
+
+def _attention(family: str) -> list[str]:
+    """The projections that LoRA changes where nothing else is said: queries and values, as PEFT knows the family."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    if family not in KNOWN:
+        raise ModelError(f"nothing is known of the attention of {family!r} models; ask for --targets all")
+    return list(KNOWN[family])
+
+
+def json_ready(config: Any) -> dict[str, Any]:
+    """A PEFT configuration as it would be saved."""
+    values = config.to_dict() | {
+        "inference_mode": True,
+        "base_model_name_or_path": None,
+        "peft_type": config.peft_type.value,
+    }
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
