@@ -25,9 +25,8 @@ from fewrec_prompt.curve_table import Line, picture, table
 from fewrec_prompt.display import figure
 from fewrec_prompt.errors import FewrecError, did_you_mean
 from fewrec_prompt.evaluation import load_backend
-from fewrec_prompt.few_shot import Shots, check_apart, default_row, lesson_of, with_demos
+from fewrec_prompt.few_shot import Shots, check_apart, default_row, lesson_of, row_to_tune, with_demos
 from fewrec_prompt.files import made_folder, write_text
-from fewrec_prompt.labelling import check_row, labels_of
 from fewrec_prompt.metrics import check_metrics
 from fewrec_prompt.runs import dump
 from fewrec_prompt.score_cache import score_cache
@@ -38,7 +37,7 @@ from fewrec_prompt.tuning.ahead import check_ahead
 from fewrec_prompt.tuning.examples import SMALLEST_SPLIT
 from fewrec_prompt.tuning.losses import check_answers
 from fewrec_prompt.tuning.negatives import Negatives
-from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings, unread
+from fewrec_prompt.tuning.settings import CLASSIFIERS, METHODS, Settings, unread
 from fewrec_prompt.ways import SHOWN, WAYS, WEIGHED, still
 
 TABLE, PICTURE = "curve.json", "curve.html"
@@ -83,8 +82,8 @@ def curve(
     settings, row = dict(settings or {}), row or default_row(task)
     if not (out / STUDY).is_file():  # where one goes on, its settings are for all of its methods, named now or before
         _check_read(methods, settings)
-    if set(methods) & set(CLASSIFIERS):
-        check_row(row)
+    for name in methods:
+        row_to_tune(task, name, row)
     with ExitStack() as stack:
         cache = stack.enter_context(score_cache(say))
         backend = backend or load_backend(task, numerics, say)
@@ -179,7 +178,7 @@ def _check(study: Study, wanted: Sequence[tuple[str, int, int]]) -> None:
     """Raises what would stop these cells, as far as it can be known before the first of them is run."""
     for method, shots, seed in wanted:
         learns = WEIGHED.get(method, method)
-        if learns in DEFAULTS:
+        if learns in METHODS:
             people = study.shots_of(learns, shots, seed)
             _check_training(study, study.settings_of(learns, seed), people)
             if method in WEIGHED:
@@ -196,15 +195,12 @@ def _check(study: Study, wanted: Sequence[tuple[str, int, int]]) -> None:
 
 
 def _check_training(study: Study, settings: Settings, people: Shots) -> None:
-    if settings.method in CLASSIFIERS:
-        check_ahead(settings, study.backend, n_steps=0)  # none of them plans by steps
-        labels_of(study.start, people.learnt)
-        return
     settings = settings.complete()
     check_ahead(settings, study.backend, settings.n_steps(len(people.learnt)))
     lesson = lesson_of(study.task, study.row, people, study.backend, settings)
     lesson.check(settings)
-    Negatives(lesson.negatives, lesson.training, settings.seed)
+    if settings.method not in CLASSIFIERS:
+        Negatives(lesson.negatives, lesson.training, settings.seed)
 
 
 def _check_weighed(study: Study, method: str, shots: int, seed: int, people: Shots) -> None:

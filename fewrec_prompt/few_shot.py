@@ -26,13 +26,14 @@ from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import adapters
+from fewrec_prompt.tuning.classifying import KINDS, check_kind, labels_of
 from fewrec_prompt.tuning.examples import Example, drawn, examples_of, parted
 from fewrec_prompt.tuning.identity import Earlier
 from fewrec_prompt.tuning.lessons import Lesson, metric_to_stop_by
 from fewrec_prompt.tuning.loop import Watch, speaks, tune_together, wait_for_all
 from fewrec_prompt.tuning.losses import LossName
 from fewrec_prompt.tuning.outcome import Tuned
-from fewrec_prompt.tuning.settings import CLASSIFIERS, Settings
+from fewrec_prompt.tuning.settings import CLASSIFIERS, METHODS, Settings
 from fewrec_prompt.tuning.tracking import Tracker, Tracking
 from fewrec_prompt.types import Demo
 
@@ -188,6 +189,20 @@ def default_row(task: Task) -> RowSettings:
     return next((row for row in rows if row.calibrate != "none"), rows[0])
 
 
+def row_to_tune(task: Task, method: str, row: RowSettings | None = None) -> RowSettings:
+    """The row that a method learns for: that given, else the default one.
+
+    A classifier's is by default the first that judges or rates, and without its calibration: a classifier learns what a
+    label word is worth. Raises VerbalizerError for a row that no classifier answers.
+    """
+    if method not in CLASSIFIERS:
+        return row or default_row(task)
+    kinds = {one.prompt: templates.load(one.prompt).kind for one in ([row] if row else task.settings.rows)}
+    own = row or next((one for one in task.settings.rows if kinds[one.prompt] in KINDS), task.settings.rows[0])
+    check_kind(templates.load(own.prompt))
+    return own.model_copy(update={"calibrate": "none", "alpha": None})
+
+
 def recommender_of(task: Task, row: RowSettings, backend: Backend) -> Recommender:
     """The recommender of one row of a task."""
     template, reader, calibration = parts_of(row)
@@ -214,7 +229,7 @@ def with_demos(
 
 def trainable(backend: Backend, method: str, task: Task, say: Say = quiet) -> Backend:
     """The backend, or one of its own for a method that changes the model, or whose adapters stand alone in one."""
-    if CLASSIFIERS.get(method, method) not in ("full", "adalora"):
+    if METHODS[method].inside not in ("full", "adalora"):
         return backend
     mode = backend.mode
     return load_backend(task, Numerics(mode.precision, mode.device, mode.int8_threshold, mode.unit), say)
@@ -238,20 +253,20 @@ def tune_task(
     """Learn from `shots` people of a task and write what was learnt to the folder `out`.
 
     `also` are tasks that are learnt together with it, over one model; then `shots` may be a number for each. Each asks
-    with its own row unless `row` is given. `settings.seed` draws the people, too. `earlier` is an adapter to learn on
-    from, `track` are experiment trackers. An interrupted training goes on from `out`.training, which is removed at the
-    end. Raises FewrecError; nothing is trained where the folder could not be written.
+    with its own row (`row_to_tune`) unless `row` is given. `settings.seed` draws the people, too. `earlier` is an
+    adapter to learn on from, `track` are experiment trackers. An interrupted training goes on from `out`.training,
+    which is removed at the end. Raises FewrecError; nothing is trained where the folder could not be written.
     """
     group = [one if isinstance(one, Task) else tasks.load_task(one) for one in (task, *also)]
     numbers = _numbers(group, shots)
     _check_group(group, backend)
     check_free(out)
+    rows = [row_to_tune(one, settings.method, row) for one in group]
     tracking = Tracking(track, out.name, out.with_name(f"{out.name}.tracked"))
     known = () if earlier is None else (earlier.folder,)  # a round learns from people who are new to it
     whom: Any = {"held_out": settings.held_out, "unknown_to": known, "loss": settings.loss}
     found = shots_together(group, numbers, settings.seed, **whom, say=say)
     backend = backend or load_backend(group[0], numerics, say)
-    rows = [row or default_row(one) for one in group]
     lessons = [lesson_of(*each, backend, settings) for each in zip(group, rows, found, strict=True)]
     bound = {lesson.name: adapters.bindings(lesson.recommender) for lesson in lessons}
     start = None
@@ -261,7 +276,7 @@ def tune_task(
     tuned = tune_together(lessons, settings, earlier=start, folder=scratch, track=tracking, watch=watch, say=say)
     about = {
         "tasks": {
-            lesson.name: about_of(own, people, n) | {"loss": lesson.loss, "negatives": lesson.negatives}
+            lesson.name: about_of(own, people, n) | _taught(lesson, settings)
             for lesson, own, people, n in zip(lessons, rows, found, numbers, strict=True)
         },
         "learnt_from": [*(shots.traced() for shots in found), *_learnt_earlier(earlier)],
@@ -310,6 +325,8 @@ def _check_group(group: Sequence[Task], backend: Backend | None) -> None:
 def lesson_of(task: Task, row: RowSettings, shots: Shots, backend: Backend, settings: Settings) -> Lesson:
     """What a task brings to a training, with the loss and the negatives that suit it unless the settings name them."""
     recommender, fitted = recommender_of(task, row, backend), fitting(settings, shots)
+    if fitted.method in CLASSIFIERS:
+        return Lesson(recommender, shots.learnt, shots.held_out, name=task.name)
     assert fitted.loss is not None, "it was just chosen"
     assert fitted.negatives is not None, "it was just chosen"
     return Lesson(
@@ -387,10 +404,22 @@ def save_tuned(out: Path, tuned: Tuned, bound: Mapping[str, Mapping[str, Any]], 
 
 
 def fitting(settings: Settings, shots: Shots) -> Settings:
-    """Where nothing is said: the loss that the answers ask for, and new negatives for every pass if there are any."""
+    """Where nothing is said: the loss that the answers ask for, and new negatives for every pass if there are any.
+
+    Of a method that reads neither, the settings as they are.
+    """
+    if "loss" not in METHODS[settings.method].reads:
+        return settings
     loss = settings.loss or shots.loss
     fresh = loss != "binary" and shots.queries.training is not None
     return replace(settings, loss=loss, negatives=settings.negatives or ("uniform" if fresh else "given"))
+
+
+def _taught(lesson: Lesson, settings: Settings) -> dict[str, Any]:
+    """How a folder says that a task was learnt, JSON-ready."""
+    if settings.method in CLASSIFIERS:
+        return {"n_labels": sum(len(labels_of(lesson.recommender, one)) for one in lesson.examples)}
+    return {"loss": lesson.loss, "negatives": lesson.negatives}
 
 
 def about_of(row: RowSettings, shots: Shots, n: int) -> dict[str, Any]:

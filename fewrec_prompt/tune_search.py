@@ -19,16 +19,16 @@ from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.display import figure
-from fewrec_prompt.errors import BudgetError, DataError, ModelError, NumericError, RunError
+from fewrec_prompt.errors import BudgetError, DataError, FewrecError, ModelError, NumericError, RunError
 from fewrec_prompt.evaluation import load_backend
 from fewrec_prompt.few_shot import (
     Shots,
     about_of,
     check_free,
-    default_row,
     fitting,
     learnable,
     recommender_of,
+    row_to_tune,
     shots_of,
     trainable,
     tune_task,
@@ -39,10 +39,10 @@ from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.examples import SMALLEST_SPLIT
-from fewrec_prompt.tuning.lessons import metric_to_stop_by
+from fewrec_prompt.tuning.lessons import OF_CLASSES, metric_to_stop_by
 from fewrec_prompt.tuning.loop import tune
 from fewrec_prompt.tuning.outcome import Tuned
-from fewrec_prompt.tuning.settings import DEFAULTS, Settings
+from fewrec_prompt.tuning.settings import CLASSIFIERS, METHODS, Settings
 
 if TYPE_CHECKING:
     import optuna
@@ -84,8 +84,10 @@ def search(
     that holds another search, and where every trial failed.
     """
     task = task if isinstance(task, Task) else tasks.load_task(task)
-    row, metric = row or default_row(task), metric_to_stop_by(task.metrics)
-    assert better_of(metric) == "more", "training keeps the pass that has most of it"
+    if "learning_rate" not in METHODS[settings.method].reads:
+        raise FewrecError(f"{settings.method!r} trains nothing, so there are no settings to search; leave --search out")
+    row = row_to_tune(task, settings.method, row)
+    metric = OF_CLASSES if settings.method in CLASSIFIERS else metric_to_stop_by(task.metrics)
     folder = out.with_name(f"{out.name}.search")
     if not folder.exists():
         check_free(out)
@@ -100,7 +102,7 @@ def search(
     }
     header |= {"row": row.model_dump(mode="json"), "shots": shots, **settings.to_dict()}
     claims.claim(folder / NOTE, header | claims.asked(row, task) | claims.people(task, pool), "search")
-    study = _study(folder)
+    study = _study(folder, metric)
     n_done = len(_finished(study))
     if n_done >= trials and _holds(out, about_of(row, found, shots), task, _best(study, settings, folder)):
         say(f"{out}: holds what the best trial learnt, which is not learnt again")
@@ -190,21 +192,22 @@ class _Trying:
 
 def proposed(trial: optuna.Trial, settings: Settings) -> Settings:
     """What a trial tries: the numbers that matter for the method, around its defaults; the rest as it is given."""
-    rate, epochs = DEFAULTS[settings.method]
+    own = METHODS[settings.method]
+    rate, epochs = own.rate, own.epochs
     values: dict[str, Any] = {
         "learning_rate": trial.suggest_float("learning_rate", rate / 10, min(1.0, rate * 10), log=True),
         "weight_decay": trial.suggest_float("weight_decay", 0.0, 0.1),
         "epochs": trial.suggest_int("epochs", max(1, epochs - 2), epochs + 2),
     }
-    if settings.method in ("lora", "adalora"):
+    if own.inside in ("lora", "adalora"):
         values["dropout"] = trial.suggest_float("dropout", 0.0, 0.3)
         values["rank"] = trial.suggest_categorical("rank", [4, 8, 16, 32])
-    elif settings.method in ("soft-prompt", "p-tuning", "prefix"):
+    elif own.inside in ("soft-prompt", "p-tuning", "prefix"):
         values["tokens"] = trial.suggest_categorical("tokens", [8, 20, 50, 100])
     return replace(settings, **values)
 
 
-def _study(folder: Path) -> optuna.Study:
+def _study(folder: Path, metric: str) -> optuna.Study:
     """The trials that the folder holds; none at first. Raises RunError for a file that is damaged."""
     import optuna
     from sqlalchemy.exc import DatabaseError
@@ -214,7 +217,7 @@ def _study(folder: Path) -> optuna.Study:
         return optuna.create_study(
             study_name="tune",
             storage=f"sqlite:///{folder / STUDY}",
-            direction="maximize",
+            direction="maximize" if better_of(metric) == "more" else "minimize",
             pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
             load_if_exists=True,
         )

@@ -11,15 +11,14 @@ from fewrec_prompt.assets import counted
 from fewrec_prompt.cells import NOT_LEARNED, ZERO, Cell, name_of
 from fewrec_prompt.demos import DemosName
 from fewrec_prompt.few_shot import recommender_of, trainable, tune_task, with_demos
-from fewrec_prompt.labelling import tune_classifier
 from fewrec_prompt.mixing import fit_mix
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.study import Kept, Study
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning.mixed import MixRecommender
-from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, MethodName
+from fewrec_prompt.tuning.settings import METHODS
 
-WEIGHED: Mapping[str, MethodName] = {f"{name}-mix": name for name in DEFAULTS if name not in CLASSIFIERS}
+WEIGHED: Mapping[str, str] = {f"{name}-mix": name for name, one in METHODS.items() if not one.classifies}
 SHOWN: Mapping[str, DemosName] = {"demos": "similar", "demos-random": "random", "demos-diverse": "diverse"}
 
 
@@ -99,9 +98,8 @@ def _adapted(study: Study, method: str, shots: int, seed: int) -> _Adapted:
 
     folder = study.out / "adapters" / name_of(method, shots, seed)
     backend = study.backend
-    learn = tune_classifier if method in CLASSIFIERS else tune_task
     if not folder.is_dir():
-        learn(
+        tune_task(
             study.task,
             study.settings_of(method, seed),
             shots,
@@ -123,6 +121,6 @@ def _adapted(study: Study, method: str, shots: int, seed: int) -> _Adapted:
 WAYS: Mapping[str, Callable[[Study, int, int], Cell]] = {
     **{name: _shown(name) for name in SHOWN},
     "mix": _mix,
-    **{name: _tuned(name) for name in DEFAULTS},
+    **{name: _tuned(name) for name in METHODS},
     **{name: _weighed(name, below) for name, below in WEIGHED.items()},
 }

@@ -16,17 +16,21 @@ from fewrec_prompt.backends.precision import NumericMode
 from fewrec_prompt.backends.toy import ToyBackend
 from fewrec_prompt.errors import DataError, ModelError, VerbalizerError
 from fewrec_prompt.recommender import Recommender, choose
-from fewrec_prompt.tuning import head, prototypes
-from fewrec_prompt.tuning.classifying import ClassifierBackend, Labelled, classes_of, classified, likes, ratings
+from fewrec_prompt.tuning.classifying import ClassifierBackend, classes_of, classified, labels_of
 from fewrec_prompt.tuning.examples import Example
-from fewrec_prompt.tuning.head import Head, HeadSettings
-from fewrec_prompt.tuning.methods import begin
+from fewrec_prompt.tuning.head import Head
+from fewrec_prompt.tuning.identity import Earlier
+from fewrec_prompt.tuning.labels import judge
+from fewrec_prompt.tuning.lessons import Lesson
+from fewrec_prompt.tuning.loop import adapt, tune, tune_together
+from fewrec_prompt.tuning.outcome import Tuned
 from fewrec_prompt.tuning.prototypes import Prototypes
 from fewrec_prompt.tuning.settings import Settings
 from fewrec_prompt.types import Interaction, Item, Prompt, Query, Question
 
 ITEMS = tuple(Item(f"i{place}", title) for place, title in enumerate(TITLES))
-FAST = HeadSettings(rate=1e-2)
+FAST = Settings("head", learning_rate=1e-2)
+PROTOTYPES = Settings("prototypes")
 
 
 def backend(family="llama") -> CausalBackend:
@@ -95,7 +99,7 @@ def test_prototypes_rank_what_was_liked_first_and_touch_no_weight():
     start = recommender()
     before = {name: weights.clone() for name, weights in start.backend.model.named_parameters()}
 
-    made = classified(start, prototypes.fit(start, likes(examples())))
+    made = tune(start, examples(), PROTOTYPES).recommender
 
     for example in examples(range(20, 24)):
         ranking = made.rank(example.query)
@@ -107,24 +111,32 @@ def test_prototypes_rank_what_was_liked_first_and_touch_no_weight():
 
 def test_prototypes_expect_a_rating_from_classes_that_are_ratings():
     told = Told({"Up": [0.0, 1.0], "Amélie": [1.0, 0.0], "Brat": [0.5, 0.5]})
-    labelled = [Labelled(Query("u", (Interaction(ITEMS[0]),), ()), ITEMS[4 + at % 2], 4 * (at % 2)) for at in range(4)]
-    labelled += [Labelled(labelled[0].query, ITEMS[6], label) for label in (1, 2, 3)]
-    start = recommender("rate", told)
+    start, history = recommender("rate", told), (Interaction(ITEMS[0]),)
+    items = [ITEMS[4], ITEMS[5], ITEMS[4], ITEMS[5], ITEMS[6], ITEMS[6], ITEMS[6]]
+    asked = [start.questions(Query("u", history, (item,)))[0].prompt for item in items]
 
-    made = classified(start, prototypes.fit(start, labelled))
+    made = classified(start, Prototypes.of(told.hidden(asked), [0, 4, 0, 4, 1, 2, 3], 5))
 
-    ranking = made.rank(Query("u", labelled[0].query.history, (ITEMS[4], ITEMS[5])))
+    ranking = made.rank(Query("u", history, (ITEMS[4], ITEMS[5])))
     assert ranking.item_ids == ("i5", "i4")
     assert all(1 <= score <= 5 for score in ranking.scores)
+
+
+def test_prototypes_are_held_against_equal_shares_and_measured_on_those_held_out():
+    found = tune(recommender(), examples(), PROTOTYPES, held_out=examples(range(10, 14)))
+
+    assert found.zero_shot_loss == pytest.approx(math.log(2))
+    assert [one.epoch for one in found.passes] == [0, 1]
+    assert found.learned
+    assert found.passes[1].classes == {"accuracy": 1.0, "precision": 1.0, "recall": 1.0, "f1": 1.0}
 
 
 # --- the head ----------------------------------------------------------------------------------------------------
 
 
 @cache
-def trained():
-    held_out, test = likes(examples(range(10, 14))), likes(examples(range(20, 24)))
-    return head.fit(recommender(), likes(examples()), held_out=held_out, test=test, settings=FAST)
+def trained() -> Tuned:
+    return tune(recommender(), examples(), FAST, held_out=examples(range(10, 14)))
 
 
 def test_the_loss_of_a_head_falls_and_everybody_s_favourite_comes_first():
@@ -137,67 +149,147 @@ def test_the_loss_of_a_head_falls_and_everybody_s_favourite_comes_first():
         assert found.recommender.rank(example.query).item_ids[0] == ITEMS[5].id
 
 
-def test_people_held_out_are_measured_after_every_pass_and_the_test_once():
+def test_people_held_out_are_measured_after_every_pass_and_the_least_loss_stays():
     found = trained()
 
     assert [one.epoch for one in found.passes] == list(range(len(found.passes)))
-    assert found.passes[0].held_out.f1 == 0.0
-    assert found.passes[found.best_epoch].held_out.loss == min(one.held_out.loss for one in found.passes)
-    assert found.test.accuracy == found.test.f1 == 1.0
-    assert set(found.to_dict()["test"]) == {"loss", "accuracy", "precision", "recall", "f1"}
+    assert found.passes[0].classes["f1"] == 0.0
+    assert found.passes[found.best_epoch].metric == min(one.metric for one in found.passes)
+    assert found.passes[found.best_epoch].told == "accuracy 100.0, precision 100.0, recall 100.0, F1 100.0"
+    assert set(found.to_dict()["passes"][-1]["judged"][""]) == {"accuracy", "precision", "recall", "f1"}
 
 
 def test_a_head_stops_when_people_held_out_say_otherwise_and_goes_back_to_the_best_pass():
-    against = [replace(one, label=1 - one.label) for one in likes(examples(range(10, 14)))]
+    against = [replace(one, relevant=(0, 2)) for one in examples(range(10, 14))]
 
-    found = head.fit(recommender(), likes(examples()), held_out=against, settings=replace(FAST, patience=2))
+    found = tune(recommender(), examples(), replace(FAST, patience=2), held_out=against)
 
     assert found.best_epoch == 0
     assert len(found.passes) == 3
-    assert not found.head.weights.any()
+    assert not found.learner.classifier.weights.any()
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["head-lora", "head-full"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_head_and_a_model_below_it_learn_together(method, family):
-    start = recommender(of=backend(family))
-    learner = begin(start.backend, Settings.shared(method, {"rank": 4}), instruction="films", n_steps=10)
-    before = {name: weights.detach().clone() for name, weights in learner.parameters().items()}
-    settings = HeadSettings(rate=1e-3, model_rate=1e-2, epochs=4, batch=6)
+    how = Settings.shared(method, {"rank": 4, "learning_rate": 1e-2, "epochs": 8})
 
-    found = head.fit(start, likes(examples()), settings=settings, learner=learner)
+    found = tune(recommender(of=backend(family)), examples(), how)
 
     assert found.passes[-1].loss < found.passes[0].loss
-    moved = [float((weights - before[name]).abs().max()) for name, weights in learner.parameters().items()]
+    before = {name: weights.detach() for name, weights in backend(family).model.named_parameters()}
+    moved = [
+        float((weights - before.get(name, torch.zeros(()))).abs().max())
+        for name, weights in found.learner.parameters().items()
+        if "lora_B" in name or name in before  # where LoRA begins, B is nothing
+    ]
     assert max(moved) > 1e-3, "and not the head alone"
-    alone = head.fit(recommender(of=backend(family)), likes(examples()), settings=replace(settings))
+    alone = tune(recommender(of=backend(family)), examples(), Settings("head", epochs=8))
     assert found.passes[-1].loss < alone.passes[-1].loss
 
 
+def test_the_states_of_a_model_that_stays_are_computed_once():
+    start = recommender()
+    seen, hidden = [], start.backend.hidden
+    start.backend.hidden = lambda prompts, **how: seen.extend(map(str, prompts)) or hidden(prompts, **how)
+
+    tune(start, examples(), replace(FAST, epochs=5), held_out=examples(range(10, 14)))
+
+    assert len(seen) == 10 * 3, "of everybody who is learnt from or held out, each candidate"
+
+
 def test_the_same_seed_gives_the_same_head():
-    one, other = (head.fit(recommender(), likes(examples()), settings=HeadSettings(epochs=3)) for _ in range(2))
-    assert torch.equal(one.head.weights, other.head.weights)
+    one, other = (tune(recommender(), examples(), Settings("head", epochs=3)) for _ in range(2))
+    assert torch.equal(one.learner.classifier.weights, other.learner.classifier.weights)
+
+
+class StoppedError(Exception):
+    """Raised between two passes."""
+
+
+@pytest.mark.parametrize("method", ["head", "head-lora", "head-full"])
+def test_a_head_that_was_interrupted_ends_as_one_that_was_not(method, tmp_path):
+    how = Settings.shared(method, {"rank": 2, "learning_rate": 1e-3, "epochs": 4, "dropout": 0.1})
+    held_out = examples(range(10, 14))
+
+    def stop(epoch, _value):
+        if epoch == 2:
+            raise StoppedError
+
+    whole = tune(recommender(), examples(), how, held_out=held_out)
+    with pytest.raises(StoppedError):
+        tune(recommender(), examples(), how, held_out=held_out, folder=tmp_path, watch=stop)
+    told = []
+    resumed = tune(recommender(), examples(), how, held_out=held_out, folder=tmp_path, say=told.append)
+
+    assert any("goes on after pass 2" in line for line in told)
+    assert [one.loss for one in resumed.passes] == [one.loss for one in whole.passes]
+    assert [one.judged for one in resumed.passes] == [one.judged for one in whole.passes]
+    for name, weights in whole.learner.export().items():
+        assert torch.equal(resumed.learner.export()[name], weights), name
+
+
+def test_one_head_learns_from_tasks_that_tell_the_same_classes_apart():
+    start = recommender()
+    lessons = [Lesson(start, tuple(examples(part)), name=name) for name, part in (("a", range(4)), ("b", range(4, 9)))]
+    found = tune_together(lessons, FAST)
+
+    assert set(found.passes[-1].losses) == {"a", "b"}
+    assert found.learned
+    assert not found.not_learned
+    rating = replace(lessons[1], recommender=recommender("rate", start.backend), examples=tuple(rated()))
+    with pytest.raises(DataError, match="the tasks tell 2, 5 classes apart"):
+        tune_together([lessons[0], rating], FAST)
+
+
+def test_a_head_goes_on_from_an_earlier_round():
+    first = tune(recommender(), examples(), replace(FAST, epochs=3))
+    lesson = Lesson(recommender(), tuple(examples(range(6, 12))), earlier=tuple(examples()))
+
+    found = tune_together([lesson], replace(FAST, epochs=2), earlier=Earlier(first.learner.export(), pull=0.1))
+
+    assert found.passes[0].loss < first.zero_shot_loss, "it begins with what was learnt"
+    before, after = found.earlier_loss
+    assert before == pytest.approx(first.passes[-1].loss, rel=0.5)
+    assert after < first.zero_shot_loss
+
+
+def test_a_head_is_adapted_from_python_by_likes_of_single_items_too():
+    single = [
+        (replace(one.query, candidates=(item,)), [0] if place in one.relevant else [])
+        for one in examples()
+        for place, item in enumerate(one.query.candidates)
+    ]
+    found = adapt(recommender(), single, method="head", learning_rate=1e-2)
+    assert found.recommender.rank(examples(range(20, 21))[0].query).item_ids[0] == ITEMS[5].id
+
+
+def rated() -> list[Example]:
+    people = [*examples(range(6), rating=1.0), *examples(range(6, 12), rating=4.0)]
+    return [replace(one, query=replace(one.query, user_id=f"p{at}")) for at, one in enumerate(people)]
 
 
 def test_ratings_are_learnt_as_classes():
-    people = [*examples(range(6), rating=1.0), *examples(range(6, 12), rating=4.0)]
-    people = [replace(one, query=replace(one.query, user_id=f"p{at}")) for at, one in enumerate(people)]
-
-    found = head.fit(recommender("rate"), ratings(people), settings=FAST)
+    found = tune(recommender("rate"), rated(), FAST)
 
     assert found.passes[0].loss == pytest.approx(math.log(17 / 7)), "of 12 ratings half are 2, half are 5"
     assert found.passes[-1].loss < found.passes[0].loss / 2
-    scores = found.recommender.rank(people[0].query).scores
+    scores = found.recommender.rank(rated()[0].query).scores
     assert all(1 <= score <= 5 for score in scores)
+
+
+def test_who_has_rated_nothing_is_left_out():
+    found = tune(recommender("rate"), [*rated(), *examples()], replace(FAST, epochs=1))
+    assert len(found.lessons[0].examples) == 12
 
 
 def test_judgements_are_measured_as_by_hand():
     """Said yes 3 times, twice rightly; 4 were liked."""
-    found = head.judge([1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 1, 0], 2)
+    found = judge([1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 1, 0], 2)
     assert (found.accuracy, found.precision, found.recall) == (3 / 6, 2 / 3, 2 / 4)
     assert found.f1 == pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))
-    assert head.judge([0, 0], [1, 0], 2).f1 == 0.0
-    three = head.judge([0, 2, 2], [0, 2, 1], 5)  # class 1 is missed, class 2 said once too often, 3 and 4 do not occur
+    assert judge([0, 0], [1, 0], 2).f1 == 0.0
+    three = judge([0, 2, 2], [0, 2, 1], 5)  # class 1 is missed, class 2 said once too often, 3 and 4 do not occur
     assert three.precision == pytest.approx((1 + 0 + 1 / 2) / 3)
     assert three.recall == pytest.approx((1 + 0 + 1) / 3)
 
@@ -211,7 +303,7 @@ def test_a_class_is_divided_among_its_words_so_that_the_score_is_its_log_odds():
     answers = made.answers(query)
     states = torch.from_numpy(made.backend.backend.hidden([q.prompt for q in made.questions(query)]))
     with torch.no_grad():
-        shares = trained().head.log_shares(states).numpy()
+        shares = made.backend.classifier.log_shares(states).numpy()
 
     assert np.asarray(made.scores(answers)) == pytest.approx(shares[:, 1] - shares[:, 0], abs=1e-5)
     total = [sum(math.exp(float(row.sum())) for row in rows) for rows in answers.asked]
@@ -220,16 +312,18 @@ def test_a_class_is_divided_among_its_words_so_that_the_score_is_its_log_odds():
 
 def test_gradients_flow_through_its_answers():
     made = trained().recommender
+    made.backend.classifier.weights.requires_grad_(True)
     rows = made.backend.logprobs(made.questions(examples()[0].query), grad=True)
     rows[0][0].sum().backward()
     assert float(made.backend.classifier.weights.grad.abs().max()) > 0
     made.backend.classifier.weights.grad = None
+    made.backend.classifier.weights.requires_grad_(False)
 
 
 @pytest.mark.parametrize("kind", [Head, Prototypes])
 def test_a_classifier_is_arrays_and_comes_back_with_the_same_scores(kind):
     start = recommender()
-    made = trained().head if kind is Head else prototypes.fit(start, likes(examples()))
+    made = (trained() if kind is Head else tune(start, examples(), PROTOTYPES)).learner.classifier
     again = kind.from_tensors(made.to_tensors())
 
     query = examples()[1].query
@@ -241,7 +335,7 @@ def test_a_classifier_is_arrays_and_comes_back_with_the_same_scores(kind):
 
 @cache
 def trained_other() -> Head:
-    return head.fit(recommender(), likes(examples()), settings=HeadSettings(epochs=1)).head
+    return tune(recommender(), examples(), Settings("head", epochs=1)).learner.classifier
 
 
 def second_question() -> Example:
@@ -254,7 +348,7 @@ def second_question() -> Example:
 
 
 def test_ratings_come_from_histories_alone_and_never_from_the_answer():
-    (one,) = ratings(examples(range(1), rating=3.0))
+    (one,) = labels_of(recommender("rate"), examples(range(1), rating=3.0)[0])
     assert (one.item, one.label) == (ITEMS[1], 3)
     assert [seen.item for seen in one.query.history] == [ITEMS[0]]
 
@@ -263,29 +357,29 @@ def test_ratings_come_from_histories_alone_and_never_from_the_answer():
     ("act", "error", "says"),
     [
         (
-            lambda: prototypes.fit(recommender("complete"), likes(examples())),
+            lambda: tune(recommender("complete"), examples(), PROTOTYPES),
             VerbalizerError,
             "takes a template of kind 'judge' or 'rate', not 'complete'",
         ),
         (
-            lambda: prototypes.fit(recommender(of=ToyBackend()), likes(examples())),
-            ModelError,
-            "ToyBackend shows no hidden states",
-        ),
-        (lambda: prototypes.fit(recommender("rate"), likes(examples())), DataError, "class 2 of 5 has no example"),
-        (lambda: head.fit(recommender(), likes(examples())[1:2]), DataError, "1 items of one class"),
-        (
-            lambda: head.fit(recommender(), likes(examples()), held_out=likes([second_question()])),
+            lambda: tune(recommender(of=ToyBackend()), examples(), FAST),
             DataError,
-            "user 'u5' is in two of",
+            "only models that run here are tuned, and this recommender asks a ToyBackend",
         ),
+        (lambda: tune(recommender("rate"), rated(), PROTOTYPES), DataError, "class 0 of 5 has no example"),
+        (lambda: tune(recommender(), [replace(examples()[0], relevant=())], FAST), DataError, "3 items of one class"),
         (
-            lambda: head.fit(recommender(), likes(examples()), test=likes(examples(range(5, 7)))),
+            lambda: tune(recommender(), examples(), FAST, held_out=[second_question()]),
             DataError,
-            "user 'u5' is in two of",
+            "user 'u5' is learnt from and held out",
         ),
-        (lambda: ratings(examples()), DataError, "nobody has rated an item after another one"),
-        (lambda: ratings(examples(rating=3.5)), DataError, "the rating 4.5 is none of 1 to 5"),
+        (lambda: tune(recommender("rate"), examples(), FAST), DataError, "nobody has rated an item after another one"),
+        (lambda: tune(recommender("rate"), examples(rating=3.5), FAST), DataError, "the rating 4.5 is none of 1 to 5"),
+        (
+            lambda: tune_together([Lesson(recommender(), tuple(examples()))], PROTOTYPES, earlier=Earlier({})),
+            DataError,
+            "prototypes are one look at the examples",
+        ),
     ],
 )
 def test_what_cannot_be_learnt_is_refused_by_name(act, error, says):

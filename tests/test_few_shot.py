@@ -24,7 +24,6 @@ from fewrec_prompt.curve_table import Line, shown, table
 from fewrec_prompt.errors import AdapterError, DataError, FewrecError, ModelError, RunError, TaskError
 from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.few_shot import shots_of, tune_task
-from fewrec_prompt.labelling import tune_classifier
 from fewrec_prompt.mixing import tune_mix
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning import adapters
@@ -79,7 +78,7 @@ def test_weights_are_not_tested_on_whom_they_were_learnt_from(
             tune_mix(task, 3, out, backend=backend(model))
         case "prototypes":
             row = RowSettings(prompt="judge")
-            tune_classifier(task, Settings("prototypes"), 3, out, row=row, backend=backend(model))
+            tune_task(task, Settings("prototypes"), 3, out, row=row, backend=backend(model))
         case _:
             tune_task(task, LORA, 3, out, backend=backend(model))
     with pytest.raises(AdapterError, match="x: was learnt from 3 of the 8 people who are to be tested"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +23,16 @@ from fewrec_prompt.cells import read_cell
 from fewrec_prompt.cli import app
 from fewrec_prompt.curve import curve
 from fewrec_prompt.data.registered import add
-from fewrec_prompt.errors import AdapterError, DataError, FewrecError, ModelError, NumericError, VerbalizerError
+from fewrec_prompt.errors import AdapterError, DataError, FewrecError, NumericError, VerbalizerError
 from fewrec_prompt.evaluation import Options, evaluate
-from fewrec_prompt.few_shot import recommender_of, shots_of
-from fewrec_prompt.labelling import labels_of, tune_classifier
+from fewrec_prompt.few_shot import recommender_of, shots_of, tune_task
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.adapters import NOTE, WEIGHTS
-from fewrec_prompt.tuning.classifiers import PREFIX, ClassifierTuned
+from fewrec_prompt.tuning.classifiers import PREFIX
+from fewrec_prompt.tuning.classifying import labels_of
+from fewrec_prompt.tuning.outcome import Tuned
 from fewrec_prompt.tuning.placing import adapted, merge
 from fewrec_prompt.tuning.settings import CLASSIFIERS, Settings
 
@@ -65,15 +65,13 @@ def settings(method: str, **changes: object) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def made(
-    task: tasks.Task, model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Path, ClassifierTuned]]:
+def made(task: tasks.Task, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Tuned]]:
     """A folder of every classifier, learnt from four people, and what was in memory when it was written."""
     folder = tmp_path_factory.mktemp("adapters")
     return {
         name: (
             folder / name,
-            tune_classifier(task, settings(name), 4, folder / name, row=JUDGE, backend=backend(model)),
+            tune_task(task, settings(name), 4, folder / name, row=JUDGE, backend=backend(model)),
         )
         for name in METHODS
     }
@@ -92,7 +90,7 @@ def test_the_loss_falls_below_that_of_who_looks_at_no_item(method: str, made: di
 
 def test_labels_are_of_people_who_are_not_tested_and_all_their_candidates(task: tasks.Task, model: Path) -> None:
     shots = shots_of(task, 4)
-    found = labels_of(judging(task, model), shots.learnt)
+    found = [label for one in shots.learnt for label in labels_of(judging(task, model), one)]
     assert not {one.query.person for one in found} & {query.person for query in tasks.load_queries(task).queries}
     assert {(one.query.user_id, one.item.id): one.label for one in found} == {
         (query.user_id, item.id): int(item.id in shots.queries.qrels[query.user_id])
@@ -102,14 +100,13 @@ def test_labels_are_of_people_who_are_not_tested_and_all_their_candidates(task: 
 
 
 def test_the_same_seed_gives_the_same_head(task: tasks.Task, model: Path, made: dict, tmp_path: Path) -> None:
-    again = tune_classifier(task, settings("head"), 4, tmp_path / "again", row=JUDGE, backend=backend(model))
-    for name, values in made["head"][1].tensors().items():
-        assert torch.equal(values, again.tensors()[name])
+    again = tune_task(task, settings("head"), 4, tmp_path / "again", row=JUDGE, backend=backend(model))
+    for name, values in made["head"][1].learner.export().items():
+        assert torch.equal(values, again.learner.export()[name])
 
 
-def test_a_step_takes_the_items_of_so_many_people(made: dict) -> None:
-    assert made["head"][1].n_labels == 4 * 6
-    assert made["head"][1].settings["batch"] == 4 * 6
+def test_a_folder_says_how_many_labels_it_was_learnt_from(made: dict) -> None:
+    assert adapters.read(made["head"][0]).about["tasks"]["tiny"]["n_labels"] == 4 * 6
 
 
 # --- kept ------------------------------------------------------------------------------------------------------------
@@ -243,7 +240,7 @@ def test_a_calibration_is_left_out_and_the_first_row_that_judges_is_taken(
 ) -> None:
     rows = (RowSettings(prompt="complete"), RowSettings(prompt="judge", calibrate="pmi", alpha=0.5))
     two = Options(rows=rows).applied(task)
-    tune_classifier(two, settings("prototypes"), 4, tmp_path / "x", backend=backend(model))
+    tune_task(two, settings("prototypes"), 4, tmp_path / "x", backend=backend(model))
     row = adapters.read(tmp_path / "x").about["tasks"][two.name]["row"]
     assert (row["prompt"], row["calibrate"], row["alpha"]) == ("judge", "none", None)
 
@@ -254,7 +251,7 @@ def test_a_cell_of_the_curve(task: tasks.Task, model: Path, tmp_path: Path) -> N
     lines = curve(task, methods, [4], 1, tmp_path, row=row, settings=how, backend=backend(model))
     assert [line.method for line in lines] == ["zero", *methods]
     cell = read_cell(tmp_path / "cells" / "head-4-0.json")
-    assert cell.n_weights == 2 * 32 + 2 + 2 * 32
+    assert cell.n_weights == 2 * 32 + 2
     before = {path.name: path.read_bytes() for path in (tmp_path / "cells").iterdir()}
     assert curve(task, methods, [4], 1, tmp_path, row=row, settings=how, backend=backend(model)) == lines
     assert {path.name: path.read_bytes() for path in (tmp_path / "cells").iterdir()} == before
@@ -310,19 +307,19 @@ def test_labelled_people_are_measured_after_every_pass_and_the_best_stays(
     labelled: tasks.Task, model: Path, tmp_path: Path
 ) -> None:
     told: list[str] = []
-    tuned = tune_classifier(
+    tuned = tune_task(
         labelled, settings("head", epochs=12), 20, tmp_path / "x", backend=backend(model), say=told.append
     )
-    assert tuned.n_labels == 15
-    held = [one.held_out for one in tuned.passes]
+    assert adapters.read(tmp_path / "x").about["tasks"][labelled.name]["n_labels"] == 15
+    held = [one.metric for one in tuned.passes]
     assert [one.epoch for one in tuned.passes] == list(range(len(held)))
-    assert held[tuned.best_epoch].loss == min(one.loss for one in held)
-    assert held[tuned.best_epoch].f1 == 1.0
+    assert held[tuned.best_epoch] == min(held)
+    assert tuned.passes[tuned.best_epoch].classes["f1"] == 1.0
     passes = [line for line in told if line.startswith("head pass")]
-    assert len(passes) == len(held) - 1
-    for word in ("accuracy", "precision", "recall", "F1"):
-        assert all(word in line for line in passes)
-    assert adapters.read(tmp_path / "x").about["passes"][-1]["held_out"] == asdict(held[-1])
+    assert len(passes) == len(held)
+    for word in ("log-loss of 5 held out", "accuracy", "precision", "recall", "F1", "tokens/s"):
+        assert all(word in line for line in passes[1:])
+    assert adapters.read(tmp_path / "x").about["passes"][-1]["judged"] == dict(tuned.passes[-1].judged)
 
 
 def test_the_command_end_to_end(labelled: tasks.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,8 +354,8 @@ def test_ratings_are_learnt_as_classes(model: Path, tmp_path: Path) -> None:
     data = 'items = "items.csv"\ninteractions = "taken.csv"\nusers = 4\ncandidates = 3\n'
     (tmp_path / "mine.toml").write_text(f'model = "{model}"\n[data]\n{data}[[rows]]\nprompt = "rate"\n')
     task = tasks.load_task(tmp_path / "mine.toml")
-    tuned = tune_classifier(task, settings("head"), 8, tmp_path / "x", backend=backend(model))
-    assert tuned.n_labels == 8, "one of each person"
+    tuned = tune_task(task, settings("head"), 8, tmp_path / "x", backend=backend(model))
+    assert adapters.read(tmp_path / "x").about["tasks"][task.name]["n_labels"] == 8, "one of each person"
     assert tuned.learned
     found = judging(task, model, RowSettings(prompt="rate")).adapted(tmp_path / "x")
     assert np.abs(scores(task, found) - scores(task, tuned.recommender)).max() < 1e-5
@@ -367,9 +364,7 @@ def test_ratings_are_learnt_as_classes(model: Path, tmp_path: Path) -> None:
 
 def test_people_without_ratings_are_refused_by_name(task: tasks.Task, model: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nobody has rated an item after another one; learn from likes"):
-        tune_classifier(
-            task, settings("head"), 4, tmp_path / "x", row=RowSettings(prompt="rate"), backend=backend(model)
-        )
+        tune_task(task, settings("head"), 4, tmp_path / "x", row=RowSettings(prompt="rate"), backend=backend(model))
     assert not (tmp_path / "x").exists()
 
 
@@ -380,15 +375,16 @@ def test_people_without_ratings_are_refused_by_name(task: tasks.Task, model: Pat
 def test_a_row_of_another_kind_is_refused_before_a_model_is_loaded(prompt: str, tmp_path: Path) -> None:
     nowhere = Options(model=str(tmp_path / "none")).applied(tasks.load_task("tiny"))
     with pytest.raises(VerbalizerError, match=r"takes a template of kind 'judge' or 'rate', not .* --prompt judge"):
-        tune_classifier(nowhere, settings("head"), 4, tmp_path / "x", row=RowSettings(prompt=prompt))
+        tune_task(nowhere, settings("head"), 4, tmp_path / "x", row=RowSettings(prompt=prompt))
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--search", "2"], "'head' learns from the shots of one task alone; leave --search out"),
-        (["--from", "x"], "'head' learns from the shots of one task alone; leave --from out"),
+        (["--search", "2"], "'prototypes' are one look at the shots, without passes; leave --search out"),
+        (["--from", "x"], "leave --from out"),
         (["--search", "2", "--track", "mlflow"], "leave --search, --track out"),
+        (["--method", "mix", "--track", "mlflow"], "'mix' learns from the shots of one task alone; leave --track out"),
         (
             ["--method", "lora", "--search", "2", "--from", "x"],
             "--search tries settings on the shots of one task; leave --from out",
@@ -397,12 +393,21 @@ def test_a_row_of_another_kind_is_refused_before_a_model_is_loaded(prompt: str, 
     ],
 )
 def test_flags_of_other_methods_are_refused(flags: list[str], says: str, tmp_path: Path) -> None:
-    found = CliRunner().invoke(app, ["tune", "tiny", "--method", "head", "--out", str(tmp_path / "x"), *flags])
+    found = CliRunner().invoke(app, ["tune", "tiny", "--method", "prototypes", "--out", str(tmp_path / "x"), *flags])
     assert isinstance(found.exception, FewrecError)
     assert says in str(found.exception)
 
 
-def test_the_loop_that_learns_from_whole_answers_refuses_a_classifier(task: tasks.Task, model: Path) -> None:
-    query = tasks.load_queries(task).queries[0]
-    with pytest.raises(ModelError, match="'head' learns no weights of the model"):
-        judging(task, model).adapt([(query, [0])], method="head")
+def test_settings_of_a_head_are_searched_and_the_best_is_tested_once(
+    labelled: tasks.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--method", "head", "--shots", "20", "--out", "adapters/x", "--search", "2", "--device", "cpu"]
+    done = CliRunner().invoke(app, ["tune", str(labelled.path), *flags, "--precision", "fp32"])
+    assert done.exit_code == 0, done.output
+    assert "search   2 trials" in done.stdout
+    assert "judge + x" in done.stdout
+    tried = [line for line in done.output.splitlines() if line.startswith("trial ")]
+    losses = [float(line.split("held out ")[1].split()[0]) for line in tried]
+    best = adapters.read(tmp_path / "adapters" / "x").about
+    assert best["passes"][best["best_epoch"]]["metric"] == pytest.approx(min(losses), rel=0.01)

@@ -19,7 +19,6 @@ from fewrec_prompt.cli import app
 from fewrec_prompt.errors import AdapterError, DataError, FewrecError, TaskError
 from fewrec_prompt.evaluation import Options, evaluate, members_of
 from fewrec_prompt.few_shot import shots_of, tune_task
-from fewrec_prompt.labelling import tune_classifier
 from fewrec_prompt.mixing import tune_mix
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
@@ -191,7 +190,7 @@ def test_a_mix_over_an_adapter_learns_from_others_and_carries_it(backend, tmp_pa
 
 def test_a_classifier_has_nothing_that_a_mix_could_weigh(backend, tmp_path: Path) -> None:
     judge = RowSettings(prompt="judge")
-    tune_classifier(load_task("eval/tiny.toml"), Settings("prototypes"), 3, tmp_path / "p", row=judge, backend=backend)
+    tune_task(load_task("eval/tiny.toml"), Settings("prototypes"), 3, tmp_path / "p", row=judge, backend=backend)
     with pytest.raises(AdapterError, match=r"p: holds a classifier \(prototypes\), which has no log-probabilities"):
         tune_mix("eval/tiny.toml", 3, tmp_path / "m", rows=(judge.model_copy(update={"adapter": str(tmp_path / "p")}),))
 

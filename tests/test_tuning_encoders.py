@@ -23,8 +23,7 @@ from fewrec_prompt.backends.prefix import SoftTokens
 from fewrec_prompt.cli import app
 from fewrec_prompt.errors import AdapterError, DataError, ModelError
 from fewrec_prompt.evaluation import evaluate
-from fewrec_prompt.few_shot import recommender_of, save_tuned
-from fewrec_prompt.labelling import tune_classifier
+from fewrec_prompt.few_shot import recommender_of, save_tuned, tune_task
 from fewrec_prompt.recommender import Recommender, choose
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning.adapters import bindings
@@ -185,7 +184,7 @@ def test_a_classifier_of_an_encoders_states_is_learnt_kept_and_tested(method: st
     backend = choice.load(str(base), Numerics("fp32", "cpu"))
     rate = 1e-3 if method == "head-full" else 1e-2
     how = Settings.shared(method, {"learning_rate": rate, "epochs": 6, "rank": 2})
-    tuned = tune_classifier(task, how, 4, tmp_path / "x", row=UNCASED, backend=backend)
+    tuned = tune_task(task, how, 4, tmp_path / "x", row=UNCASED, backend=backend)
     assert tuned.learned
     anew = choice.load(str(base), Numerics("fp32", "cpu"))  # "head-full" has changed the other one's weights
     run = evaluate(task, Options(rows=(UNCASED,), adapters=(tmp_path / "x",)), out=tmp_path / "run", backend=anew)
@@ -197,7 +196,7 @@ def test_states_of_another_width_than_vectors_are_classified(tmp_path: Path) -> 
     folder = save(masked("electra", max_position_embeddings=512), tmp_path / "electra")
     task = Options(model=str(folder)).applied(tasks.load_task("tiny"))
     backend = choice.load(str(folder), Numerics("fp32", "cpu"))
-    tuned = tune_classifier(task, Settings("head", epochs=2), 4, tmp_path / "x", row=UNCASED, backend=backend)
+    tuned = tune_task(task, Settings("head", epochs=2), 4, tmp_path / "x", row=UNCASED, backend=backend)
     query = tasks.load_queries(task).queries[0]
     found = recommender_of(task, UNCASED, backend).adapted(tmp_path / "x")
     for one in (found, tuned.recommender):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -52,8 +53,8 @@ def _came_to(about: Mapping[str, Any]) -> tuple[str, str]:
     if "passes" not in about:
         return f"{about['mix']['loss']:.3f}", "–"
     best = about["passes"][about["best_epoch"]]
-    judged = best.get("held_out")
-    metric = judged["f1"] if judged else best.get("metric")
+    judged = [one["f1"] for one in best.get("judged", {}).values()]
+    metric = fmean(judged) if judged else best.get("metric")
     held_out = "–" if metric is None else f"{'F1 ' if judged else ''}{100 * metric:.1f}"
     return f"{best['loss']:.3f}", held_out
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from fewrec_prompt import Numerics
     from fewrec_prompt.task_settings import RowSettings
     from fewrec_prompt.tasks import Task
-    from fewrec_prompt.tuning.classifiers import ClassifierTuned
     from fewrec_prompt.tuning.mix import Mix
     from fewrec_prompt.tuning.outcome import Tuned
     from fewrec_prompt.tuning.settings import Settings
@@ -123,10 +122,10 @@ def tune(
     from fewrec_prompt import Numerics, Options, tasks
     from fewrec_prompt.cli.console import resumable, say
     from fewrec_prompt.few_shot import Round, tune_task
-    from fewrec_prompt.tuning.settings import CLASSIFIERS, DEFAULTS, Settings, check_read
+    from fewrec_prompt.tuning.settings import METHODS, Settings, check_read
 
-    if method != "mix" and method not in DEFAULTS:
-        raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, ('mix', *DEFAULTS))}")
+    if method != "mix" and method not in METHODS:
+        raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, ('mix', *METHODS))}")
     _check_flags(
         method,
         {"--popularity": popularity, "--adapter": adapter},
@@ -152,12 +151,7 @@ def tune(
             _print_mix(tune_mix(found, _only(shots), out, **how, numerics=numerics, say=say), use)
             return
         settings = Settings.from_dict({"method": method, "seed": seed, **asked})
-        if method in CLASSIFIERS:
-            from fewrec_prompt.labelling import tune_classifier
-
-            made = tune_classifier(found, settings, _only(shots), out, row=row, numerics=numerics, say=say)
-            _print_classifier(made, use)
-        elif search is None:
+        if search is None:
             earlier = None if start is None else Round(start, replay, pull)
             beside: dict[str, Any] = {"also": also, "row": row, "earlier": earlier, "track": track or ()}
             _print(tune_task(found, settings, shots, out, **beside, numerics=numerics, say=say), use)
@@ -186,13 +180,14 @@ def _given(flags: Mapping[str, object]) -> str:
 
 def _check_flags(method: str, of_mix: Mapping[str, object], of_loop: Mapping[str, object]) -> None:
     """Raises FewrecError for flags that mean nothing together: those of a mix and those of the loop."""
-    from fewrec_prompt.tuning.settings import CLASSIFIERS
-
     given = [flag for flag, value in of_loop.items() if value]
     if method != "mix" and (misplaced := [flag for flag, value in of_mix.items() if value]):
         raise FewrecError(f"{misplaced[0]} belongs to --method mix, not to {method!r}")
-    if given and (method == "mix" or method in CLASSIFIERS):
+    if given and method == "mix":
         raise FewrecError(f"{method!r} learns from the shots of one task alone; leave {', '.join(given)} out")
+    of_passes = [flag for flag in given if flag != "other tasks"]
+    if of_passes and method == "prototypes":
+        raise FewrecError(f"{method!r} are one look at the shots, without passes; leave {', '.join(of_passes)} out")
     if given != ["--search"] and "--search" in given:
         raise FewrecError(f"--search tries settings on the shots of one task; leave {', '.join(given[1:])} out")
 
@@ -266,29 +261,22 @@ def _print_mix(mix: Mix, use: _Use) -> None:
     use.tell()
 
 
-def _print_classifier(tuned: ClassifierTuned, use: _Use) -> None:
-    best = tuned.passes[tuned.best_epoch]
-    learned = "learned" if tuned.learned else "did NOT learn"
-    typer.echo(f"{tuned.settings['method']}  {tuned.n_weights:,} weights from {tuned.n_labels} labels, {learned}")
-    kept = f", in pass {best.epoch}, which is kept" if len(tuned.passes) > 1 else ""
-    typer.echo(f"loss     {tuned.zero_shot_loss:.3f} without a look at the item, {best.loss:.3f} with it{kept}")
-    if best.held_out is not None:
-        typer.echo(f"held out {best.held_out}")
-    use.tell()
-
-
 def _print(tuned: Tuned, use: _Use) -> None:
     from fewrec_prompt.tuning.loop import speaks
+    from fewrec_prompt.tuning.settings import METHODS
 
     if not speaks():
         return
     first, best = tuned.passes[0], tuned.passes[tuned.best_epoch]
     learned = "learned" if tuned.learned else "did NOT learn"
     typer.echo(f"{tuned.settings.method}  {tuned.n_weights:,} weights, {learned}")
-    typer.echo(f"loss     {tuned.zero_shot_loss:.3f} before, {best.loss:.3f} in pass {best.epoch}, which is kept")
+    start = "without a look at the item" if METHODS[tuned.settings.method].classifies else "before"
+    typer.echo(f"loss     {tuned.zero_shot_loss:.3f} {start}, {best.loss:.3f} in pass {best.epoch}, which is kept")
     if tuned.again is not None:
         typer.echo(f"         {tuned.again.loss:.3f} on the questions before, asked again")
-    if best.metric is not None and first.metric is not None:
+    if best.told:
+        typer.echo(f"held out {best.told}")
+    elif best.metric is not None and first.metric is not None:
         typer.echo(f"held out {100 * first.metric:.1f} before, {100 * best.metric:.1f} in that pass")
     if len(tuned.lessons) > 1:
         _print_each(tuned)
@@ -301,16 +289,13 @@ def _print(tuned: Tuned, use: _Use) -> None:
 def _print_each(tuned: Tuned) -> None:
     """Each of several tasks: its loss and what those held out got, before and in the pass that is kept."""
     from fewrec_prompt.cli.console import print_lines
+    from fewrec_prompt.display import figure
 
     first, best = tuned.passes[0], tuned.passes[tuned.best_epoch]
     lines: list[tuple[str, ...]] = [("task", "people", "loss before", "loss", "held out before", "held out", "")]
     for lesson in tuned.lessons:
         losses = [f"{done.losses[lesson.name]:.3f}" for done in (first, best)]
-        metrics = [_percent(done.metrics.get(lesson.name)) for done in (first, best)]
+        metrics = [figure(lesson.metric, done.metrics.get(lesson.name)) for done in (first, best)]
         learned = "did NOT learn" if lesson.name in tuned.not_learned else ""
         lines.append((lesson.name, str(len(lesson.examples)), *losses, *metrics, learned))
     print_lines(lines, left=(0, 6))
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"

@@ -6,14 +6,14 @@ from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.errors import ModelError
-from fewrec_prompt.tuning.settings import CLASSIFIERS, Settings
+from fewrec_prompt.tuning.settings import METHODS, Settings
 
 FEWEST_STEPS = 4  # of AdaLoRA
 
 
 def check_ahead(settings: Settings, backend: Backend, n_steps: int) -> None:
     """Raises ModelError for a model that the method cannot learn in, and where AdaLoRA has too few steps."""
-    method = CLASSIFIERS.get(settings.method, settings.method)
+    method = METHODS[settings.method].inside
     if method is None:  # nothing is learnt in the model
         return
     if not isinstance(backend, LocalBackend):

@@ -1,151 +1,199 @@
-"""A classifier as a method among the others: learnt by its name, alone or with weights in the model, kept as arrays.
+"""Classifiers as methods among the others: what learns on hidden states, alone or with weights in the model below.
 
 Of a folder, what begins with "classifier." is the classifier's; the rest was learnt in the model below it, under the
-names that it has in a folder of its own. The classifiers themselves stand in head.py and prototypes.py.
+names that it has in a folder of its own. The classifiers themselves stand in head.py and prototypes.py, what passes
+over classes are in labels.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch.nn import Parameter
 
-from fewrec_prompt.assets import Say, quiet
+from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.local import LocalBackend
-from fewrec_prompt.errors import AdapterError, ModelError
+from fewrec_prompt.errors import AdapterError, DataError, ModelError
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.adapters import Adapter
-from fewrec_prompt.tuning.classifying import Classifier, Labelled, classified, hidden, n_classes_of, prompts_of
-from fewrec_prompt.tuning.head import Head, HeadPass, HeadSettings, fit, judged
+from fewrec_prompt.tuning.classifying import Classifier, classified, n_classes_of
+from fewrec_prompt.tuning.head import Head
+from fewrec_prompt.tuning.labels import OverLabels, frequencies
+from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.methods import Learner, Tensors, begin
+from fewrec_prompt.tuning.mixture import shares
+from fewrec_prompt.tuning.outcome import Pass, Tuned
 from fewrec_prompt.tuning.prototypes import Prototypes
-from fewrec_prompt.tuning.settings import CLASSIFIERS, Settings
+from fewrec_prompt.tuning.settings import METHODS, Settings
 
 PREFIX = "classifier."
+HEAD_RATE = 3e-4  # learning rate of a head below which a model learns with its own
 
 
-@dataclass(frozen=True, slots=True)
-class ClassifierTuned:
-    """What learning came to: the recommender that ranks by classes, and how it went."""
+class Classifying(Learner):
+    """A classifier on top of a model, in which a learner's weights may learn, too."""
 
-    recommender: Recommender
-    classifier: Classifier
-    learner: Learner | None  # of the weights below a head
-    settings: Mapping[str, Any]
-    passes: tuple[HeadPass, ...]
-    best_epoch: int
-    zero_shot_loss: float  # nats an item, of shares that are the same for all items
-    n_labels: int
+    def __init__(self, classifier: Classifier, backend: LocalBackend, below: Learner | None = None) -> None:
+        self.classifier, self._below = classifier, below
+        self.backend = below.backend if below else backend
 
-    @property
-    def learned(self) -> bool:
-        """Whether the pass that is kept had a lower loss than shares that look at no item."""
-        return self.passes[self.best_epoch].loss < self.zero_shot_loss
+    def answering(self, recommender: Recommender) -> Recommender:
+        return classified(recommender, self.classifier, self.backend)
 
-    @property
-    def n_weights(self) -> int:
-        """Numbers that are kept."""
-        return sum(values.numel() for values in self.tensors().values())
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """A model that stays as it is makes the states that it always makes."""
+        if self._below is None:
+            yield
+            return
+        with self._below.learning():
+            yield
 
-    def tensors(self) -> Tensors:
-        """What is saved."""
+    def parameters(self) -> dict[str, Parameter]:
+        own = {f"{PREFIX}{name}": part for name, part in self._parts().items() if isinstance(part, Parameter)}
+        return own | (self._below.parameters() if self._below else {})
+
+    def groups(self, rate: float) -> list[tuple[list[Parameter], float]]:
+        if self._below is None:
+            return super().groups(rate)
+        own = [part for part in self._parts().values() if isinstance(part, Parameter)]
+        return [(own, HEAD_RATE), *self._below.groups(rate)]
+
+    def place(self) -> None:
+        if self._below:
+            self._below.place()
+
+    def penalty(self) -> torch.Tensor | float:
+        return self._below.penalty() if self._below else 0.0
+
+    def after_step(self) -> None:
+        if self._below:
+            self._below.after_step()
+
+    def end(self) -> None:
+        super().end()
+        if self._below:
+            self._below.end()
+
+    def config(self) -> dict[str, Any] | None:
+        return self._below.config() if self._below else None
+
+    def export(self) -> Tensors:
         own = {PREFIX + name: torch.from_numpy(array) for name, array in self.classifier.to_tensors().items()}
-        return own | (self.learner.export() if self.learner else {})
+        return own | (self._below.export() if self._below else {})
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: everything but the weights."""
-        return {
-            "settings": dict(self.settings),
-            "passes": [asdict(one) for one in self.passes],
-            "zero_shot_loss": self.zero_shot_loss,
-            "learned": self.learned,
-            "best_epoch": self.best_epoch,
-            "n_weights": self.n_weights,
-            "n_labels": self.n_labels,
-        }
+    def adopt(self, tensors: Tensors) -> None:
+        """A head goes on, in the standard deviations that it was learnt in."""
+        own = {name.removeprefix(PREFIX): values for name, values in tensors.items() if name.startswith(PREFIX)}
+        parts = self._parts()
+        if {name: values.shape for name, values in own.items()} != {name: part.shape for name, part in parts.items()}:
+            raise ModelError("what was learnt earlier is a classifier of other classes or states; begin anew")
+        self._set(own)
+        if self._below:
+            self._below.adopt({name: values for name, values in tensors.items() if not name.startswith(PREFIX)})
+
+    def state(self) -> Tensors:
+        own = {PREFIX + name: part.detach().clone() for name, part in self._parts().items()}
+        return own | (self._below.state() if self._below else {})
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        self._set({name: state[PREFIX + name] for name in self._parts()})
+        if self._below:
+            self._below.restore(state)
+
+    def _parts(self) -> dict[str, torch.Tensor]:
+        return self.classifier.parts() if isinstance(self.classifier, Head) else {}
+
+    def _set(self, values: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, part in self._parts().items():
+                part.copy_(values[name])
 
 
-def learn(
-    recommender: Recommender,
-    labelled: Sequence[Labelled],
-    settings: Settings,
-    *,
-    held_out: Sequence[Labelled] = (),
-    say: Say = quiet,
-) -> ClassifierTuned:
-    """Learn the classifier that `settings.method` names (see CLASSIFIERS); of a head the pass with the least loss on
-    those held out stays.
+def begin_head(
+    kinds: Sequence[OverLabels], starts: Sequence[Recommender], settings: Settings, n_steps: int
+) -> Classifying:
+    """Put a head on the model, and weights below it where the method has some. It begins as how frequent classes are.
 
-    A step takes the items of `settings.batch` people. Raises DataError where a class has no item, VerbalizerError for a
-    recommender that neither judges nor rates, ModelError for a model that shows no states or cannot take the weights.
+    Raises DataError for tasks whose classes are not the same, ModelError as methods.begin.
     """
-    do = _prototypes if settings.method == "prototypes" else _head
-    return do(recommender, labelled, settings, held_out, say)
+    backend, n_classes = _local(starts[0].backend), _n_classes(starts)
+    with torch.no_grad():
+        states, classes = _all(kinds, starts)
+    head = Head.over(states, frequencies(classes, n_classes))
+    inside = METHODS[settings.method].inside
+    if inside is None:
+        return Classifying(head, backend)
+    below = begin(backend, replace(settings, method=inside), instruction="", n_steps=n_steps)
+    return Classifying(head, backend, below)
 
 
-def _head(
-    recommender: Recommender, labelled: Sequence[Labelled], settings: Settings, held_out: Sequence[Labelled], say: Say
-) -> ClassifierTuned:
-    how = _head_settings(settings.complete(), labelled)
-    learner = _learner(recommender, settings)
-    found = fit(recommender, labelled, held_out=held_out, settings=how, learner=learner, say=say)
-    told = {"method": settings.method, **asdict(how)}
-    blind = found.passes[0].loss
-    return ClassifierTuned(
-        found.recommender, found.head, learner, told, found.passes, found.best_epoch, blind, len(labelled)
-    )
+def look(lessons: Sequence[Lesson], settings: Settings) -> Tuned:
+    """Prototypes from one look at the examples of all lessons, which are labelled.
+
+    They are held against equal shares, for they do not know how frequent classes are. Raises DataError for tasks whose
+    classes are not the same, and for a class without an example.
+    """
+    starts = tuple(lesson.recommender for lesson in lessons)
+    backend, n_classes = _local(starts[0].backend), _n_classes(starts)
+    kinds = [OverLabels(lesson, fixed=True) for lesson in lessons]
+    begin_time = time.perf_counter()
+    with torch.no_grad():
+        states, classes = _all(kinds, starts)
+        made = Prototypes.of(states.cpu().numpy(), classes.tolist(), n_classes)
+        learner = Classifying(made, backend)
+        tuned = tuple(map(learner.answering, starts))
+        each = list(zip(lessons, kinds, tuned, strict=True))
+        losses = {lesson.name: kind.before(own, lesson.examples)[1] for lesson, kind, own in each}
+        found = {lesson.name: kind.measured(own) for lesson, kind, own in each if lesson.held_out}
+    seconds, blind = time.perf_counter() - begin_time, math.log(n_classes)
+    weights = shares([len(lesson.examples) for lesson in lessons], settings.temperature)
+    metrics = {name: one.value for name, one in found.items()}
+    metric = float(np.mean([*metrics.values()])) if metrics else None
+    loss, judged = float(np.dot([*losses.values()], weights)), {name: one.judged for name, one in found.items()}
+    before = Pass(0, "start", dict.fromkeys(losses, blind), blind, {}, None, 0.0, 0.0)
+    after = Pass(1, "answers", losses, loss, metrics, metric, seconds, 0.0, judged)
+    n_kept = sum(values.numel() for values in learner.export().values())
+    return Tuned(tuple(lessons), tuned, learner, settings, (before, after), 1, n_kept)
 
 
-def _head_settings(settings: Settings, labelled: Sequence[Labelled]) -> HeadSettings:
-    n_people = len({one.query.user_id for one in labelled})
-    rate = "model_rate" if CLASSIFIERS[settings.method] else "rate"
-    return HeadSettings(
-        **{rate: settings.rate},
-        weight_decay=settings.weight_decay,
-        epochs=settings.n_epochs,
-        batch=max(1, round(settings.batch * len(labelled) / max(1, n_people))),
-        patience=settings.patience,
-        seed=settings.seed,
-    )
+def _local(backend: Backend) -> LocalBackend:
+    assert isinstance(backend, LocalBackend), "only models that run here are tuned"
+    return backend
 
 
-def _learner(recommender: Recommender, settings: Settings) -> Learner | None:
-    """The weights below the head, put on the model."""
-    method, backend = CLASSIFIERS[settings.method], recommender.backend
-    if method is None:
-        return None
-    if not isinstance(backend, LocalBackend):
-        raise ModelError(
-            f"{settings.method!r} changes a model that runs here, and this is a {type(backend).__name__}; take 'head'"
+def _n_classes(starts: Sequence[Recommender]) -> int:
+    """Of tasks that one classifier serves. Raises DataError where they tell other classes apart."""
+    numbers = [n_classes_of(start) for start in starts]
+    if len(set(numbers)) > 1:
+        raise DataError(
+            f"the tasks tell {', '.join(map(str, numbers))} classes apart, and one classifier learns from all; ask all "
+            "of them with one --prompt"
         )
-    return begin(backend, replace(settings, method=method, dropout=0.0), instruction="", n_steps=0)
+    return numbers[0]
 
 
-def _prototypes(
-    recommender: Recommender, labelled: Sequence[Labelled], settings: Settings, held_out: Sequence[Labelled], _say: Say
-) -> ClassifierTuned:
-    """One look at the examples; held against equal shares, for prototypes do not know how frequent a class is."""
-    n, items, n_classes = len(labelled), [*labelled, *held_out], n_classes_of(recommender)
-    states = hidden(recommender.backend, prompts_of(recommender, items))
-    labels = torch.tensor([one.label for one in items])
-    made = Prototypes.of(states[:n], labels[:n].tolist(), n_classes)
-    mine, theirs = torch.from_numpy(states[:n]), torch.from_numpy(states[n:])
-    held = judged(made, theirs, labels[n:]) if held_out else None
-    only = HeadPass(0, judged(made, mine, labels[:n]).loss, held)
-    told = {"method": settings.method}
-    return ClassifierTuned(classified(recommender, made), made, None, told, (only,), 0, math.log(n_classes), n)
+def _all(kinds: Sequence[OverLabels], starts: Sequence[Recommender]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states (n_labels, width) of all that is learnt from, and their classes (n_labels,)."""
+    pairs = list(zip(kinds, starts, strict=True))
+    states = [kind.states(start, kind.lesson.examples) for kind, start in pairs]
+    return torch.cat(states), torch.cat([kind.classes(start, kind.lesson.examples) for kind, start in pairs])
 
 
 def below(adapter: Adapter) -> Adapter | None:
     """What was learnt in the model below a classifier, as an adapter of its own."""
-    method = CLASSIFIERS[adapter.method]
-    if method is None:
+    inside = METHODS[adapter.method].inside
+    if inside is None:
         return None
     rest = {name: values for name, values in adapter.tensors.items() if not name.startswith(PREFIX)}
-    return replace(adapter, method=method, tensors=rest)
+    return replace(adapter, method=inside, tensors=rest)
 
 
 def classifier_of(adapter: Adapter, width: int, n_classes: int) -> Classifier:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from fewrec_prompt.backends import Backend
+from fewrec_prompt.calibration import Calibration
 from fewrec_prompt.catalogue import Found, Rule
 from fewrec_prompt.errors import DataError, ModelError, NumericError, VerbalizerError
 from fewrec_prompt.recommender import Recommender
@@ -48,32 +49,46 @@ class Labelled:
     item: Item
     label: int
 
-
-def likes(examples: Sequence[Example]) -> list[Labelled]:
-    """Every candidate: liked where it is an answer, else not."""
-    return [
-        Labelled(example.query, item, int(place in example.relevant))
-        for example in examples
-        for place, item in enumerate(example.query.candidates)
-    ]
+    @property
+    def question(self) -> Query:
+        """About the item alone."""
+        return replace(self.query, candidates=(self.item,))
 
 
-def ratings(examples: Sequence[Example], n_classes: int = 5) -> list[Labelled]:
-    """The last rated item of each person's history, with what came before it; a rating of 1 is class 0.
+def labels_of(recommender: Recommender, example: Example) -> list[Labelled]:
+    """What a person has judged, in the way in which the recommender asks; none where nothing is known.
 
-    No answer of an example is looked at. Raises DataError for a rating that is no whole number from 1 to `n_classes`,
-    and where nobody has rated a second item.
+    Where it judges, that is every candidate: liked where it is an answer, else not. Where it rates, it is the last
+    rated item of the history that comes after another one, with what came before it, and no answer is looked at: a
+    rating of 1 is class 0. Raises DataError for a rating that is no class, VerbalizerError as `classes_of`.
     """
-    found = []
-    for query in (example.query for example in examples):
-        rated = [place for place, seen in enumerate(query.history) if place and seen.rating is not None]
-        if rated:
-            last = query.history[rated[-1]]
-            known = replace(query, history=query.history[: rated[-1]])
-            found.append(Labelled(known, last.item, _class(last.rating, n_classes, query.user_id)))
-    if not found:
-        raise DataError("nobody has rated an item after another one; learn from likes instead, as --prompt judge does")
-    return found
+    n_classes, query = n_classes_of(recommender), example.query
+    if recommender.verbalizer.kind == "judge":
+        places = enumerate(query.candidates)
+        return [Labelled(query, item, int(place in example.relevant)) for place, item in places]
+    rated = [place for place, seen in enumerate(query.history) if place and seen.rating is not None]
+    if not rated:
+        return []
+    last = query.history[rated[-1]]
+    known = replace(query, history=query.history[: rated[-1]])
+    return [Labelled(known, last.item, _class(last.rating, n_classes, query.user_id))]
+
+
+def check_labels(recommender: Recommender, learnt: Sequence[Example], held_out: Sequence[Example]) -> None:
+    """Raises DataError where nothing is to be learnt from, or a person is in two parts, and what `labels_of` raises."""
+    for part in filter(None, (learnt, held_out)):
+        if not any(labels_of(recommender, one) for one in part):
+            raise DataError(
+                "nobody has rated an item after another one; learn from likes instead, as --prompt judge does"
+            )
+    labels = [one.label for example in learnt for one in labels_of(recommender, example)]
+    if len(set(labels)) < 2:
+        raise DataError(
+            f"{len(labels)} items of one class say nothing of another; give items of two classes at least, such as "
+            "those of more people"
+        )
+    if both := sorted({one.query.person for one in learnt} & {one.query.person for one in held_out}):
+        raise DataError(f"user {both[0]!r} is learnt from and held out; each person in one part")
 
 
 def _class(rating: float | None, n_classes: int, user_id: str) -> int:
@@ -89,7 +104,7 @@ def _class(rating: float | None, n_classes: int, user_id: str) -> int:
 def prompts_of(recommender: Recommender, labelled: Sequence[Labelled]) -> list[Prompt]:
     """The prompt that asks about each item, with as much history as fits."""
     classes_of(recommender)
-    asked = (recommender.questions(replace(one.query, candidates=(one.item,))) for one in labelled)
+    asked = (recommender.questions(one.question) for one in labelled)
     return [question.prompt for (question,) in asked]
 
 
@@ -197,6 +212,9 @@ class ClassifierBackend:
 
 
 def classified(recommender: Recommender, classifier: Classifier, backend: Backend | None = None) -> Recommender:
-    """The recommender as it ranks with the classifier, over its own backend or another one."""
+    """The recommender as it ranks with the classifier, over its own backend or another one.
+
+    A calibration is left out: a classifier learns what a label word is worth.
+    """
     made = ClassifierBackend(backend or recommender.backend, classifier, classes_of(recommender))
-    return replace(recommender, backend=made)
+    return replace(recommender, backend=made, calibration=Calibration())

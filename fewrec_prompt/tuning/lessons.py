@@ -5,8 +5,8 @@ One task is a list of one. Which people they are is decided above; how often eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,10 +16,13 @@ from fewrec_prompt.errors import BudgetError, DataError
 from fewrec_prompt.metrics import OF_SCORES, Shelf, UserScores, measure_all, parse_metric
 from fewrec_prompt.metrics.naming import is_own_name
 from fewrec_prompt.recommender import Recommender, check_trains
+from fewrec_prompt.tuning.classifying import check_labels, labels_of
 from fewrec_prompt.tuning.examples import Example, check_places
 from fewrec_prompt.tuning.histories import Histories
 from fewrec_prompt.tuning.losses import LossName, best_scale, check_answers
-from fewrec_prompt.tuning.settings import NegativesName, Settings
+from fewrec_prompt.tuning.settings import METHODS, NegativesName, Settings
+
+OF_CLASSES = "log-loss"  # the metric by which classifiers are told apart
 
 
 def metric_to_stop_by(names: Sequence[str]) -> str:
@@ -29,6 +32,14 @@ def metric_to_stop_by(names: Sequence[str]) -> str:
     """
     ranking = [name for name in names if is_own_name(name) and parse_metric(name).entry.kind == "ranking"]
     return main_metric([name for name in names if name in ranking or name in OF_SCORES]) or MAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What people held out came to: the metric that passes are told apart by, and of classes more (labels.Judged)."""
+
+    value: float
+    judged: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +62,15 @@ class Lesson:
 
     def check(self, settings: Settings) -> None:
         """Raises DataError for nobody, for examples that the loss cannot use, a template or a person that a warm-up
-        cannot, and candidates that belong to one answer alone where each person is asked several questions."""
+        cannot, and candidates that belong to one answer alone where each person is asked several questions; of a
+        classifier what check_labels raises."""
         if not self.examples:
             raise DataError("there is nobody to learn from; give at least one example")
         for example in (*self.examples, *self.held_out, *self.earlier):
             check_places(example)
+        if METHODS[settings.method].classifies:
+            check_labels(self.recommender, self.examples, self.held_out)
+            return
         check_trains(self.recommender.verbalizer, self.recommender.calibration)
         kind = self.recommender.verbalizer.kind
         if settings.warm_up and kind != "complete":
@@ -73,6 +88,13 @@ class Lesson:
         for example in self.examples if settings.goal == "answers" else ():
             query = example.query
             check_answers(self.loss, len(query.candidates), len(example.relevant), query.user_id)
+
+    def labelled(self) -> Lesson:
+        """The same for a classifier: without those who have judged nothing in the way in which the recommender asks."""
+        parts = (self.examples, self.held_out, self.earlier)
+        kept = (tuple(one for one in part if labels_of(self.recommender, one)) for part in parts)
+        examples, held_out, earlier = kept
+        return replace(self, examples=examples, held_out=held_out, earlier=earlier, metric=OF_CLASSES)
 
     def histories(self, seed: int) -> Histories:
         """What a warm-up models, in stretches as long as the longest prompt and its answer."""

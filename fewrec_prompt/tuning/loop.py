@@ -23,19 +23,23 @@ from accelerate import PartialState
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.data.training import Training
+from fewrec_prompt.display import figure
 from fewrec_prompt.errors import DataError, NumericError, RunError
 from fewrec_prompt.files import made_folder
+from fewrec_prompt.metrics.naming import better_of
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning import checkpoint
+from fewrec_prompt.tuning.classifiers import begin_head, look
 from fewrec_prompt.tuning.examples import Example, parted
 from fewrec_prompt.tuning.identity import Earlier, identity
-from fewrec_prompt.tuning.lessons import Lesson, instruction
-from fewrec_prompt.tuning.methods import Tensors, begin
+from fewrec_prompt.tuning.labels import OverLabels
+from fewrec_prompt.tuning.lessons import Lesson, Measured, instruction
+from fewrec_prompt.tuning.methods import Learner, Tensors, begin
 from fewrec_prompt.tuning.mixture import Draw, Mixture, shares
 from fewrec_prompt.tuning.outcome import Pass, Tuned
 from fewrec_prompt.tuning.passes import First, Kind, kinds_of
-from fewrec_prompt.tuning.settings import Settings
+from fewrec_prompt.tuning.settings import METHODS, Settings
 from fewrec_prompt.tuning.stepping import Stepper
 from fewrec_prompt.tuning.tracking import Tracking, numbers_of
 from fewrec_prompt.types import Query
@@ -43,7 +47,8 @@ from fewrec_prompt.types import Query
 T = TypeVar("T")
 _Asked: TypeAlias = tuple[Draw, Example]
 Watch: TypeAlias = Callable[[int, float], None]
-"""Called after each pass with its number and the metric of those held out; may raise to stop."""
+"""Called after each pass with its number and the metric of those held out, or else minus the loss; may raise to
+stop."""
 
 
 def tune(
@@ -91,6 +96,12 @@ def tune_together(
     settings = settings.complete()
     for lesson in lessons:
         lesson.check(settings)
+    if METHODS[settings.method].classifies:
+        lessons = [lesson.labelled() for lesson in lessons]
+    if settings.method == "prototypes":
+        if earlier is not None:
+            raise DataError("prototypes are one look at the examples, with no round to go on from; make them anew")
+        return look(lessons, settings)
     state = _Training(tuple(lessons), backend, settings, say, earlier)
     return state.run(folder, watch, track or Tracking())
 
@@ -115,7 +126,7 @@ def adapt(
     """
     asked, pairs = Settings.from_dict(settings), [Example(query, tuple(relevant)) for query, relevant in examples]
     learnt, held_out = parted(pairs, asked.held_out, asked.seed)
-    if all(len(one.query.candidates) == 1 for one in pairs):
+    if "loss" in METHODS[asked.method].reads and all(len(one.query.candidates) == 1 for one in pairs):
         single = replace(asked, loss=asked.loss or "binary")
         return tune(recommender, learnt, single, held_out=held_out, metric="pooled-AUC", say=say)
     return tune(recommender, learnt, asked, held_out=held_out, say=say)
@@ -145,8 +156,8 @@ class _Training:
         if self.earlier is None:
             self.first = self._first(starts)
             before = self.first.fitted(starts)
-        self.learner = begin(self.backend, settings, instruction=instruction(starts), n_steps=self.n_steps)
-        self.tuned = tuple(replace(start, backend=self.learner.backend) for start in starts)
+        self.learner = self._begun(starts)
+        self.tuned = tuple(map(self.learner.answering, starts))
         self.anchor: Tensors = {}
         self.earlier_loss: float | None = None
         if self.earlier is not None:
@@ -157,7 +168,14 @@ class _Training:
             before = self.first.fitted(self.tuned)
         log_scales, self.losses_before = before
         self.log_scales = torch.nn.Parameter(torch.tensor(log_scales, device=self.backend.model.device))
-        self.stepper = Stepper(self.learner.parameters().values(), self.log_scales, settings, self.n_steps)
+        groups = self.learner.groups(settings.rate)
+        self.stepper = Stepper(groups, self.log_scales, settings.weight_decay, self.n_steps)
+
+    def _begun(self, starts: Sequence[Recommender]) -> Learner:
+        if METHODS[self.settings.method].classifies:
+            labels = [kinds.answers for kinds in self.kinds if isinstance(kinds.answers, OverLabels)]
+            return begin_head(labels, starts, self.settings, self.n_steps)
+        return begin(self.backend, self.settings, instruction=instruction(starts), n_steps=self.n_steps)
 
     def run(self, folder: Path | None, watch: Watch | None, track: Tracking) -> Tuned:
         about = self.settings.to_dict() | {"metric": self._metrics(), "tasks": ", ".join(self._by_name(self.lessons))}
@@ -186,20 +204,11 @@ class _Training:
             self.learner.place()
             batch = self._batch(draws, epoch, self.tuned)
             sizes = [self._kind(draw, epoch).n_tokens(self.tuned[draw.task], one) for draw, one in batch]
-            with self._dropout():
+            with self.learner.learning():
                 sums += self._step(batch, sizes, epoch) * len(batch)
             n_tokens += sum(sizes)
         seconds = time.perf_counter() - begin_time
         self._note_pass(epoch, (sums / self.mixture.counts(epoch)).tolist(), seconds, n_tokens)
-
-    @contextmanager
-    def _dropout(self) -> Iterator[None]:
-        """The model as it learns; outside, whatever happens, it answers as it does to everybody."""
-        self.backend.model.train()
-        try:
-            yield
-        finally:
-            self.backend.model.eval()
 
     def _steps(self, epoch: int) -> Iterator[list[Draw]]:
         """The draws of a pass, step by step."""
@@ -216,7 +225,7 @@ class _Training:
 
     def _kind(self, draw: Draw, epoch: int) -> Kind:
         """What a pass asks of this draw's task."""
-        return self.kinds[draw.task][self.plan[epoch]]
+        return self.kinds[draw.task].of(self.plan[epoch])
 
     def _step(self, batch: Sequence[_Asked], sizes: Sequence[int], epoch: int) -> np.ndarray:
         """One change of the weights; what each task adds to the mean loss of the batch before it, (n_tasks,)."""
@@ -264,13 +273,13 @@ class _Training:
 
     def _loss_of_earlier(self) -> float | None:
         """Mean loss of all people of the earlier round, at the scales that suit them best; None if none are known."""
-        pairs = [pair for pair in zip(self.lessons, self.tuned, strict=True) if pair[0].earlier]
+        pairs = [pair for pair in zip(self.lessons, self.kinds, self.tuned, strict=True) if pair[0].earlier]
         if not pairs:
             return None
         with torch.no_grad():
             self.learner.place()
-            losses = [lesson.suited(tuned, lesson.earlier)[1] for lesson, tuned in pairs]
-        return float(np.average(losses, weights=[len(lesson.earlier) for lesson, _ in pairs]))
+            losses = [kinds.answers.before(tuned, lesson.earlier)[1] for lesson, kinds, tuned in pairs]
+        return float(np.average(losses, weights=[len(lesson.earlier) for lesson, *_ in pairs]))
 
     def _add_up(self) -> None:
         """Gradients of all processes, summed."""
@@ -294,7 +303,7 @@ class _Training:
             for draws in self._steps(epoch):
                 for draw, example in self._batch(draws, epoch, recommenders):
                     asked[draw.task].append(example)
-        return First([kinds[self.settings.goal] for kinds in self.kinds], asked)
+        return First([kinds.of(self.settings.goal) for kinds in self.kinds], asked)
 
     def _again(self, epoch: int) -> Pass | None:
         """The questions before training, asked of the weights that stay; None where every pass asks them."""
@@ -304,15 +313,17 @@ class _Training:
         return Pass(epoch, "answers", self._by_name(losses), self._mean(losses), {}, None, 0.0, 0.0)
 
     def _note_pass(self, epoch: int, losses: Sequence[float], seconds: float, n_tokens: int) -> None:
-        metrics = self._measured()
+        found = self._measured()
+        metrics = {name: one.value for name, one in found.items()}
+        judged = {name: one.judged for name, one in found.items() if one.judged}
         metric = float(np.mean([*metrics.values()])) if metrics else None
         named = self._by_name(losses)
         speed = n_tokens / seconds if seconds else 0.0
-        done = Pass(epoch, self.plan[epoch], named, self._mean(losses), metrics, metric, seconds, speed)
+        done = Pass(epoch, self.plan[epoch], named, self._mean(losses), metrics, metric, seconds, speed, judged)
         self.passes.append(done)
-        value = float(epoch) if metric is None else metric
-        if self.best is None or value > self.best[1]:
-            self.best = (epoch, value, self.learner.state())
+        height = float(epoch) if metric is None else self._sign * metric
+        if self.best is None or height > self.best[1]:
+            self.best = (epoch, height, self.learner.state())
         self.accelerator.log(numbers_of(done), step=epoch)
         self.say(self._line(done))
 
@@ -322,11 +333,13 @@ class _Training:
 
     def _line(self, done: Pass) -> str:
         n_held = sum(len(lesson.held_out) for lesson in self.lessons)
-        held = "" if done.metric is None else f", {self._metrics()} of {n_held} held out {100 * done.metric:.1f}"
+        unit = self.lessons[0].metric
+        held = "" if done.metric is None else f", {self._metrics()} of {n_held} held out {figure(unit, done.metric)}"
+        held += f" ({done.told})" if done.told else ""
         left = (len(self.plan) - 1 - done.epoch) * done.seconds
         speed = f", {done.tokens_per_second:,.0f} tokens/s, {left:.0f} s left" if done.epoch else ""
         each = [
-            f"{name} {loss:.3f}" + (f" and {100 * done.metrics[name]:.1f}" if name in done.metrics else "")
+            f"{name} {loss:.3f}" + (f" and {figure(unit, done.metrics[name])}" if name in done.metrics else "")
             for name, loss in done.losses.items()
         ]
         apart = f" ({', '.join(each)})" if len(each) > 1 else ""
@@ -336,15 +349,20 @@ class _Training:
     def _metrics(self) -> str:
         return ", ".join(dict.fromkeys(lesson.metric for lesson in self.lessons))
 
+    @property
+    def _sign(self) -> int:
+        """1 where more of the metric is better, else -1."""
+        return 1 if better_of(self.lessons[0].metric) == "more" else -1
+
     def _by_name(self, values: Iterable[T]) -> dict[str, T]:
         return {lesson.name: value for lesson, value in zip(self.lessons, values, strict=True)}
 
-    def _measured(self) -> dict[str, float]:
-        """The metric of those held out, by the name of their task; of the tasks that hold somebody out."""
+    def _measured(self) -> dict[str, Measured]:
+        """What those held out came to, by the name of their task; of the tasks that hold somebody out."""
         self.learner.place()
-        pairs = zip(self.lessons, self.tuned, strict=True)
-        found = {lesson.name: lesson.measured(tuned) for lesson, tuned in pairs if lesson.held_out}
-        told = {name: value for name, value in found.items() if math.isfinite(value)}
+        each = zip(self.lessons, self.kinds, self.tuned, strict=True)
+        found = {lesson.name: kinds.answers.measured(tuned) for lesson, kinds, tuned in each if lesson.held_out}
+        told = {name: one for name, one in found.items() if math.isfinite(one.value)}
         if not self.passes and len(told) < len(found):
             where = ", ".join(sorted({*found} - {*told})) or "these examples"
             nobody = "" if told else "; nothing is chosen by them, and the last pass stays"

@@ -15,7 +15,9 @@ learned prefixes before the prompt; what is saved is in PEFT's format.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any, TypeAlias
 
@@ -27,6 +29,7 @@ from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
 from fewrec_prompt.backends.switching import UNNAMED, no_false_alarms
 from fewrec_prompt.errors import ModelError
+from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning.ahead import check_ahead
 from fewrec_prompt.tuning.peft_configs import json_ready, low_rank_config, virtual_config
@@ -44,6 +47,23 @@ class Learner:
     def parameters(self) -> dict[str, Parameter]:
         """What the optimizer changes, by name."""
         raise NotImplementedError
+
+    def groups(self, rate: float) -> list[tuple[list[Parameter], float]]:
+        """The same with the learning rate of each, where that of the method is `rate`."""
+        return [([*self.parameters().values()], rate)]
+
+    def answering(self, recommender: Recommender) -> Recommender:
+        """A recommender as it answers with these weights."""
+        return replace(recommender, backend=self.backend)
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """The model as it learns; outside, whatever happens, it answers as it does to everybody."""
+        self.backend.model.train()
+        try:
+            yield
+        finally:
+            self.backend.model.eval()
 
     def place(self) -> None:
         """Make the backend answer with the weights as they are now; before every forward pass."""
@@ -347,7 +367,7 @@ def begin(backend: LocalBackend, settings: Settings, *, instruction: str, n_step
         case "full":
             return Full(backend)
         case _:
-            raise ModelError(f"{settings.method!r} learns no weights of the model; see tuning/classifiers.py")
+            raise ModelError(f"{settings.method!r} learns on top of a model; see tuning/classifiers.py")
 
 
 def _renamed(name: str, old: str, new: str) -> str:

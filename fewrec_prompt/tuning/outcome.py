@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any
 
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.methods import Learner
 from fewrec_prompt.tuning.settings import PassName, Settings
+
+_NAMES = {"f1": "F1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,18 @@ class Pass:
     metric: float | None  # their mean, each task alike; None where nobody is held out
     seconds: float
     tokens_per_second: float
+    judged: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # of a classifier's tasks, labels.Judged
+
+    @property
+    def classes(self) -> Mapping[str, float]:
+        """How right a classifier is on those held out, the mean over its tasks; empty of what is none."""
+        each = list(self.judged.values())
+        return {name: fmean(one[name] for one in each) for name in each[0]} if each else {}
+
+    @property
+    def told(self) -> str:
+        """The same in words."""
+        return ", ".join(f"{_NAMES.get(name, name)} {100 * value:.1f}" for name, value in self.classes.items())
 
 
 @dataclass(frozen=True, slots=True)

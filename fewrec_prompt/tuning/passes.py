@@ -1,4 +1,4 @@
-"""The two kinds of pass that a training makes: over answers, or over what people took before them (a warm-up).
+"""What a pass of a training is over: answers, what people took before them (a warm-up), or classes (labels.py).
 
 A kind says of one task what is asked of the people of a step, the loss of each of them, how many tokens that takes,
 and where the loss stood before anything was learnt. The loop knows no more of either.
@@ -6,7 +6,7 @@ and where the loss stood before anything was learnt. The loop knows no more of e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,11 +17,12 @@ from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.examples import Example, stepped_back
 from fewrec_prompt.tuning.histories import Histories, losses_of_titles, titles
-from fewrec_prompt.tuning.lessons import Lesson
+from fewrec_prompt.tuning.labels import OverLabels
+from fewrec_prompt.tuning.lessons import Lesson, Measured
 from fewrec_prompt.tuning.losses import LOSSES
 from fewrec_prompt.tuning.mixture import Draw
 from fewrec_prompt.tuning.negatives import Negatives
-from fewrec_prompt.tuning.settings import PassName, Settings
+from fewrec_prompt.tuning.settings import METHODS, PassName, Settings
 from fewrec_prompt.types import Question, TokenLogprobs
 
 
@@ -42,7 +43,7 @@ class Kind(Protocol):
         """Whether people of a step are asked together wherever they are learnt from: they are asked the same things."""
 
     def before(self, recommender: Recommender, examples: Sequence[Example]) -> tuple[float, float]:
-        """(log of the scale that scores begin with, mean loss at it) of a recommender that has learnt nothing yet."""
+        """(log of the scale that suits scores best, mean loss at it) of a recommender that learns nothing now."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ class OverAnswers:
     def before(self, recommender: Recommender, examples: Sequence[Example]) -> tuple[float, float]:
         return self.lesson.suited(recommender, examples or self.lesson.examples)
 
+    def measured(self, recommender: Recommender) -> Measured:
+        return Measured(self.lesson.measured(recommender))
+
 
 @dataclass(frozen=True)
 class OverHistories:
@@ -103,13 +107,28 @@ class OverHistories:
         return 0.0, float(np.mean([float(losses_of_titles(recommender, [one.query])) for one in examples]))
 
 
-def kinds_of(lesson: Lesson, settings: Settings) -> Mapping[PassName, Kind]:
-    """The kinds of pass over a task, by what the settings call them. Raises DataError as Negatives do."""
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """The kinds of pass over a task: over what is learnt in the end, and over histories where those come first."""
+
+    answers: OverAnswers | OverLabels
+    histories: OverHistories | None = None
+
+    def of(self, name: PassName) -> Kind:
+        """By what the settings call a pass."""
+        found = self.histories if name == "histories" else self.answers
+        assert found is not None, "a classifier takes no warm-up"
+        return found
+
+
+def kinds_of(lesson: Lesson, settings: Settings) -> Kinds:
+    """What the passes of these settings are over. Raises DataError as Negatives do."""
+    if METHODS[settings.method].classifies:
+        return Kinds(OverLabels(lesson, fixed=METHODS[settings.method].inside is None))
     negatives = Negatives(lesson.negatives, lesson.training, settings.seed)
-    return {
-        "answers": OverAnswers(lesson, negatives, settings.questions),
-        "histories": OverHistories(lesson, lesson.histories(settings.seed)),
-    }
+    return Kinds(
+        OverAnswers(lesson, negatives, settings.questions), OverHistories(lesson, lesson.histories(settings.seed))
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,6 @@ import numpy.typing as npt
 import torch
 
 from fewrec_prompt.errors import DataError
-from fewrec_prompt.recommender import Recommender
-from fewrec_prompt.tuning.classifying import Labelled, hidden, n_classes_of, prompts_of
 
 _TINY = 1e-6
 
@@ -71,12 +69,3 @@ class Prototypes:
     def from_tensors(cls, arrays: Mapping[str, np.ndarray]) -> Prototypes:
         """What `to_tensors` gave."""
         return cls(arrays["means"], arrays["centre"], arrays["spread"], float(arrays["variance"]))
-
-
-def fit(recommender: Recommender, labelled: Sequence[Labelled]) -> Prototypes:
-    """The class means of what the recommender's model makes of these items' prompts. Nothing is trained.
-
-    Raises VerbalizerError for a recommender that neither judges nor rates, ModelError where a model shows no states.
-    """
-    states = hidden(recommender.backend, prompts_of(recommender, labelled))
-    return Prototypes.of(states, [one.label for one in labelled], n_classes_of(recommender))

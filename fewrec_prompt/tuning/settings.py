@@ -21,15 +21,15 @@ NegativesName = Literal["given", "uniform", "shared", "popularity", "in-batch", 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a method learns. None: the method's own (see DEFAULTS), the listwise loss, the candidates as they are given.
+    """How a method learns. None: the method's own (METHODS), the listwise loss, the candidates as they are given.
 
-    Which fields a method reads stands in READS. `targets` are the linear layers that low-rank methods change, `batch`
-    is people a step. `warm_up` are passes over the histories alone, as plain modelling of the next title, before any
-    answer is learnt from, or, with 0 `epochs`, instead; `held_out` is the share of people that early stopping looks at,
-    and `patience` how many passes may go by without a better one. `temperature` says how evenly several tasks are drawn
-    (mixture.py): 1 in proportion to their people, a large one each as often. `questions` is about how many of a
-    person's latest things is asked, another one every pass (examples.py). Raises FewrecError for values that cannot be
-    meant, and where the method does not read what was given.
+    Which fields a method reads stands in METHODS, too. `targets` are the linear layers that low-rank methods change,
+    `batch` is people a step. `warm_up` are passes over the histories alone, as plain modelling of the next title,
+    before any answer is learnt from, or, with 0 `epochs`, instead; `held_out` is the share of people that early
+    stopping looks at, and `patience` how many passes may go by without a better one. `temperature` says how evenly
+    several tasks are drawn (mixture.py): 1 in proportion to their people, a large one each as often. `questions` is
+    about how many of a person's latest things is asked, another one every pass (examples.py). Raises FewrecError for
+    values that cannot be meant, and where the method does not read what was given.
     """
 
     method: MethodName = "soft-prompt"
@@ -70,11 +70,11 @@ class Settings:
 
     def complete(self) -> Settings:
         """The same with the method's own learning rate and passes in the place of None."""
-        rate, epochs = DEFAULTS[self.method]
+        own = METHODS[self.method]
         return replace(
             self,
-            learning_rate=rate if self.learning_rate is None else self.learning_rate,
-            epochs=epochs if self.epochs is None else self.epochs,
+            learning_rate=own.rate if self.learning_rate is None else self.learning_rate,
+            epochs=own.epochs if self.epochs is None else self.epochs,
         )
 
     @property
@@ -153,41 +153,42 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
 }
 _WHOLE = frozenset({"tokens", "rank", "epochs", "batch", "warm_up", "patience", "questions", "seed"})
-CLASSIFIERS: Mapping[str, MethodName | None] = {  # and what learns in the model below them
-    "head": None,
-    "head-lora": "lora",
-    "head-full": "full",
-    "prototypes": None,
-}
-DEFAULTS: Mapping[MethodName, tuple[float, int]] = {  # learning rate, epochs
-    "soft-prompt": (1e-2, 4),
-    "p-tuning": (3e-3, 4),
-    "prefix": (1e-2, 4),
-    "lora": (1e-3, 4),
-    "adalora": (5e-3, 4),
-    "full": (3e-5, 4),
-    "head": (3e-4, 30),
-    "head-lora": (1e-3, 4),  # the rate of the weights below the head, which has its own
-    "head-full": (3e-5, 4),
-    "prototypes": (1.0, 1),  # nothing is trained: one look at the examples
-}
-_EVERY_PASS = frozenset({"learning_rate", "weight_decay", "epochs", "batch", "held_out", "patience"})
-_LOOP = _EVERY_PASS | {"loss", "negatives", "warm_up", "temperature", "questions", "checkpointing"}
+_EVERY_PASS = frozenset({"learning_rate", "weight_decay", "epochs", "batch", "held_out", "patience", "temperature"})
+_LOOP = _EVERY_PASS | {"loss", "negatives", "warm_up", "questions", "checkpointing"}
 _VIRTUAL = _LOOP | {"tokens", "init"}
-_LOW_RANK = frozenset({"rank", "targets"})
-READS: Mapping[str, frozenset[str]] = {  # of each method, beside the seed, which draws its people
-    "mix": frozenset(),
-    "soft-prompt": _VIRTUAL,
-    "p-tuning": _VIRTUAL,
-    "prefix": _VIRTUAL,
-    "lora": _LOOP | _LOW_RANK | {"dropout"},
-    "adalora": _LOOP | _LOW_RANK | {"dropout"},
-    "full": _LOOP,
-    "head": _EVERY_PASS,
-    "head-lora": _EVERY_PASS | _LOW_RANK,
-    "head-full": _EVERY_PASS,
-    "prototypes": frozenset({"held_out"}),
+_RANKS = frozenset({"rank", "targets", "dropout"})
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What is known of a method before it learns.
+
+    `rate` and `epochs` are its own where nothing is said, `reads` the settings that it makes use of, beside the seed,
+    `inside` what learns in the model, and `classifies` whether it tells classes apart by hidden states.
+    """
+
+    rate: float
+    epochs: int
+    reads: frozenset[str]
+    inside: MethodName | None
+    classifies: bool = False
+
+
+METHODS: Mapping[str, Method] = {
+    "soft-prompt": Method(1e-2, 4, _VIRTUAL, "soft-prompt"),
+    "p-tuning": Method(3e-3, 4, _VIRTUAL, "p-tuning"),
+    "prefix": Method(1e-2, 4, _VIRTUAL, "prefix"),
+    "lora": Method(1e-3, 4, _LOOP | _RANKS, "lora"),
+    "adalora": Method(5e-3, 4, _LOOP | _RANKS, "adalora"),
+    "full": Method(3e-5, 4, _LOOP, "full"),
+    "head": Method(3e-4, 30, _EVERY_PASS, None, classifies=True),
+    # the rate of the weights below the head, which has its own
+    "head-lora": Method(1e-3, 4, _EVERY_PASS | _RANKS | {"checkpointing"}, "lora", classifies=True),
+    "head-full": Method(3e-5, 4, _EVERY_PASS | {"checkpointing"}, "full", classifies=True),
+    # nothing is trained: one look at the examples
+    "prototypes": Method(1.0, 1, frozenset({"held_out", "temperature"}), None, classifies=True),
 }
+CLASSIFIERS = tuple(name for name, method in METHODS.items() if method.classifies)
 
 
 def _is_number(value: Any, whole: bool) -> bool:
@@ -198,11 +199,16 @@ def _is_number(value: Any, whole: bool) -> bool:
 def unread(method: str, values: Mapping[str, Any]) -> list[str]:
     """The names of settings that were given, other than by their default, and that the method does not read.
 
-    A method that learns nothing reads none.
+    A method that is none of METHODS, such as a mix, reads none.
     """
-    defaults = {field.name: field.default for field in fields(Settings) if field.name not in ("method", "seed")}
-    given = [name for name, default in defaults.items() if values.get(name, default) != default]
-    return [name for name in given if name not in READS.get(method, ())]
+    own = METHODS.get(method)
+    defaults: dict[str, tuple[Any, ...]] = {
+        field.name: (field.default,) for field in fields(Settings) if field.name not in ("method", "seed")
+    }
+    if own is not None:
+        defaults |= {"learning_rate": (None, own.rate), "epochs": (None, own.epochs)}
+    given = [name for name, usual in defaults.items() if values.get(name, usual[0]) not in usual]
+    return [name for name in given if own is None or name not in own.reads]
 
 
 def check_read(method: str, values: Mapping[str, Any], called: Callable[[str], str] = str) -> None:

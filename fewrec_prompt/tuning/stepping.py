@@ -11,7 +11,6 @@ from torch.nn import Parameter
 from fewrec_prompt.errors import NumericError
 from fewrec_prompt.tuning import checkpoint
 from fewrec_prompt.tuning.methods import Tensors
-from fewrec_prompt.tuning.settings import Settings
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 LARGEST_GRADIENT = 1.0  # norm; steeper ones are cut
@@ -21,11 +20,16 @@ TEMPERATURE_RATE = 0.02  # learning rate of the scores' scale
 class Stepper:
     """Changes the weights that learn, and the logs of the scales of scores, by their gradients."""
 
-    def __init__(self, weights: Iterable[Parameter], log_scales: Parameter, settings: Settings, n_steps: int) -> None:
-        groups = [
-            {"params": [*weights], "lr": settings.rate, "weight_decay": settings.weight_decay},
-            {"params": [log_scales], "lr": TEMPERATURE_RATE, "weight_decay": 0.0},
-        ]
+    def __init__(
+        self,
+        weights: Iterable[tuple[list[Parameter], float]],
+        log_scales: Parameter,
+        weight_decay: float,
+        n_steps: int,
+    ) -> None:
+        """`weights` come with their learning rates."""
+        groups = [{"params": own, "lr": rate, "weight_decay": weight_decay} for own, rate in weights]
+        groups.append({"params": [log_scales], "lr": TEMPERATURE_RATE, "weight_decay": 0.0})
         self._rate = partial(_rate, n_steps=n_steps)
         self._optimizer = torch.optim.AdamW(groups)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)

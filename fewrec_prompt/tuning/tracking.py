@@ -83,4 +83,5 @@ def numbers_of(done: Pass) -> Mapping[str, float]:
     held = {} if done.metric is None else {"held_out": done.metric}
     losses = {f"loss/{name}": loss for name, loss in done.losses.items() if len(done.losses) > 1}
     metrics = {f"held_out/{name}": metric for name, metric in done.metrics.items() if len(done.losses) > 1}
-    return {"loss": done.loss, **held, "tokens_per_second": done.tokens_per_second, **losses, **metrics}
+    told = {"loss": done.loss, **held, "tokens_per_second": done.tokens_per_second, **losses, **metrics}
+    return told | {f"held_out/{name}": value for name, value in done.classes.items()}
