@@ -8,6 +8,7 @@
 | full | every weight |
 | head, prototypes | a classifier of hidden states; head-lora and head-full together with the model below it |
 
-All but the classifiers (classifiers.py) go through one loop (loop.py), ask the recommender's own questions and learn
-from its own scores, so what is tuned is what is scored. Which people are learnt from is decided above this package.
+All go through one loop (loop.py). All but the classifiers (classifiers.py) ask the recommender's own questions and
+learn from its own scores, so what is tuned is what is scored. Which people are learnt from is decided above this
+package.
 """

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -37,89 +37,117 @@ PREFIX = "classifier."
 HEAD_RATE = 3e-4  # learning rate of a head below which a model learns with its own
 
 
-class Classifying(Learner):
-    """A classifier on top of a model, in which a learner's weights may learn, too."""
+class Still(Learner):
+    """No weights: the model stays as it is, and makes the states that it always makes."""
 
-    def __init__(self, classifier: Classifier, backend: LocalBackend, below: Learner | None = None) -> None:
-        self.classifier, self._below = classifier, below
-        self.backend = below.backend if below else backend
+    def __init__(self, backend: LocalBackend) -> None:
+        self.backend = backend
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def groups(self, rate: float) -> list[tuple[list[Parameter], float]]:
+        return []
+
+    def learning(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def place(self) -> None:
+        """Nothing is."""
+
+    def config(self) -> None:
+        """None: PEFT has no such method."""
+
+    def export(self) -> Tensors:
+        return {}
+
+    def adopt(self, tensors: Tensors) -> None:
+        """Nothing was saved."""
+
+
+class Seen(Still):
+    """Prototypes on top of such a model: all was learnt at a look."""
+
+    def __init__(self, classifier: Prototypes, backend: LocalBackend) -> None:
+        super().__init__(backend)
+        self.classifier = classifier
 
     def answering(self, recommender: Recommender) -> Recommender:
         return classified(recommender, self.classifier, self.backend)
 
-    @contextmanager
-    def learning(self) -> Iterator[None]:
-        """A model that stays as it is makes the states that it always makes."""
-        if self._below is None:
-            yield
-            return
-        with self._below.learning():
-            yield
+    def export(self) -> Tensors:
+        return _kept(self.classifier)
+
+
+class Headed(Learner):
+    """A head on top of a model, in which weights of a learner may learn, too."""
+
+    def __init__(self, head: Head, below: Learner) -> None:
+        self.classifier, self._below = head, below
+        self.backend = below.backend
+
+    def answering(self, recommender: Recommender) -> Recommender:
+        return classified(recommender, self.classifier, self.backend)
 
     def parameters(self) -> dict[str, Parameter]:
-        own = {f"{PREFIX}{name}": part for name, part in self._parts().items() if isinstance(part, Parameter)}
-        return own | (self._below.parameters() if self._below else {})
+        return {PREFIX + name: weights for name, weights in self.classifier.learns().items()} | self._below.parameters()
 
     def groups(self, rate: float) -> list[tuple[list[Parameter], float]]:
-        if self._below is None:
-            return super().groups(rate)
-        own = [part for part in self._parts().values() if isinstance(part, Parameter)]
-        return [(own, HEAD_RATE), *self._below.groups(rate)]
+        """The method's rate is that of the weights below, or of a lone head."""
+        below = self._below.groups(rate)
+        return [([*self.classifier.learns().values()], HEAD_RATE if below else rate), *below]
+
+    def learning(self) -> AbstractContextManager[None]:
+        return self._below.learning()
 
     def place(self) -> None:
-        if self._below:
-            self._below.place()
+        self._below.place()
 
     def penalty(self) -> torch.Tensor | float:
-        return self._below.penalty() if self._below else 0.0
+        return self._below.penalty()
 
     def after_step(self) -> None:
-        if self._below:
-            self._below.after_step()
+        self._below.after_step()
 
     def end(self) -> None:
         super().end()
-        if self._below:
-            self._below.end()
+        self._below.end()
 
     def config(self) -> dict[str, Any] | None:
-        return self._below.config() if self._below else None
+        return self._below.config()
 
     def export(self) -> Tensors:
-        own = {PREFIX + name: torch.from_numpy(array) for name, array in self.classifier.to_tensors().items()}
-        return own | (self._below.export() if self._below else {})
+        return _kept(self.classifier) | self._below.export()
 
     def adopt(self, tensors: Tensors) -> None:
-        """A head goes on, in the standard deviations that it was learnt in."""
+        """It goes on in the standard deviations that it was learnt in."""
         own = {name.removeprefix(PREFIX): values for name, values in tensors.items() if name.startswith(PREFIX)}
-        parts = self._parts()
-        if {name: values.shape for name, values in own.items()} != {name: part.shape for name, part in parts.items()}:
+        shapes = {name: part.shape for name, part in self.classifier.parts().items()}
+        if {name: values.shape for name, values in own.items()} != shapes:
             raise ModelError("what was learnt earlier is a classifier of other classes or states; begin anew")
         self._set(own)
-        if self._below:
-            self._below.adopt({name: values for name, values in tensors.items() if not name.startswith(PREFIX)})
+        self._below.adopt({name: values for name, values in tensors.items() if not name.startswith(PREFIX)})
 
     def state(self) -> Tensors:
-        own = {PREFIX + name: part.detach().clone() for name, part in self._parts().items()}
-        return own | (self._below.state() if self._below else {})
+        own = {PREFIX + name: part.detach().clone() for name, part in self.classifier.parts().items()}
+        return own | self._below.state()
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        self._set({name: state[PREFIX + name] for name in self._parts()})
-        if self._below:
-            self._below.restore(state)
-
-    def _parts(self) -> dict[str, torch.Tensor]:
-        return self.classifier.parts() if isinstance(self.classifier, Head) else {}
+        self._set({name: state[PREFIX + name] for name in self.classifier.parts()})
+        self._below.restore(state)
 
     def _set(self, values: Mapping[str, torch.Tensor]) -> None:
         with torch.no_grad():
-            for name, part in self._parts().items():
+            for name, part in self.classifier.parts().items():
                 part.copy_(values[name])
 
 
-def begin_head(
-    kinds: Sequence[OverLabels], starts: Sequence[Recommender], settings: Settings, n_steps: int
-) -> Classifying:
+def _kept(classifier: Classifier) -> Tensors:
+    """What is saved of it."""
+    return {PREFIX + name: torch.from_numpy(array) for name, array in classifier.to_tensors().items()}
+
+
+def begin_head(kinds: Sequence[OverLabels], starts: Sequence[Recommender], settings: Settings, n_steps: int) -> Headed:
     """Put a head on the model, and weights below it where the method has some. It begins as how frequent classes are.
 
     Raises DataError for tasks whose classes are not the same, ModelError as methods.begin.
@@ -130,9 +158,8 @@ def begin_head(
     head = Head.over(states, frequencies(classes, n_classes))
     inside = METHODS[settings.method].inside
     if inside is None:
-        return Classifying(head, backend)
-    below = begin(backend, replace(settings, method=inside), instruction="", n_steps=n_steps)
-    return Classifying(head, backend, below)
+        return Headed(head, Still(backend))
+    return Headed(head, begin(backend, replace(settings, method=inside), instruction="", n_steps=n_steps))
 
 
 def look(lessons: Sequence[Lesson], settings: Settings) -> Tuned:
@@ -148,7 +175,7 @@ def look(lessons: Sequence[Lesson], settings: Settings) -> Tuned:
     with torch.no_grad():
         states, classes = _all(kinds, starts)
         made = Prototypes.of(states.cpu().numpy(), classes.tolist(), n_classes)
-        learner = Classifying(made, backend)
+        learner = Seen(made, backend)
         tuned = tuple(map(learner.answering, starts))
         each = list(zip(lessons, kinds, tuned, strict=True))
         losses = {lesson.name: kind.before(own, lesson.examples)[1] for lesson, kind, own in each}

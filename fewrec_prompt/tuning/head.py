@@ -30,9 +30,13 @@ class Head:
         scaled = (states.to(self.centre) - self.centre) / self.spread
         return torch.nn.functional.linear(scaled, self.weights, self.bias).log_softmax(-1)
 
+    def learns(self) -> dict[str, Parameter]:
+        """What is changed as it learns, by name."""
+        return {"weights": self.weights, "bias": self.bias}
+
     def parts(self) -> dict[str, torch.Tensor]:
         """All that it knows, by name."""
-        return {"weights": self.weights, "bias": self.bias, "centre": self.centre, "spread": self.spread}
+        return self.learns() | {"centre": self.centre, "spread": self.spread}
 
     def to_tensors(self) -> dict[str, np.ndarray]:
         """All that it learnt, as arrays by name."""

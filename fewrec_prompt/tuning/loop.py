@@ -23,7 +23,6 @@ from accelerate import PartialState
 from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.data.training import Training
-from fewrec_prompt.display import figure
 from fewrec_prompt.errors import DataError, NumericError, RunError
 from fewrec_prompt.files import made_folder
 from fewrec_prompt.metrics.naming import better_of
@@ -37,7 +36,7 @@ from fewrec_prompt.tuning.labels import OverLabels
 from fewrec_prompt.tuning.lessons import Lesson, Measured, instruction
 from fewrec_prompt.tuning.methods import Learner, Tensors, begin
 from fewrec_prompt.tuning.mixture import Draw, Mixture, shares
-from fewrec_prompt.tuning.outcome import Pass, Tuned
+from fewrec_prompt.tuning.outcome import Pass, Tuned, line, metrics_of
 from fewrec_prompt.tuning.passes import First, Kind, kinds_of
 from fewrec_prompt.tuning.settings import METHODS, Settings
 from fewrec_prompt.tuning.stepping import Stepper
@@ -178,7 +177,10 @@ class _Training:
         return begin(self.backend, self.settings, instruction=instruction(starts), n_steps=self.n_steps)
 
     def run(self, folder: Path | None, watch: Watch | None, track: Tracking) -> Tuned:
-        about = self.settings.to_dict() | {"metric": self._metrics(), "tasks": ", ".join(self._by_name(self.lessons))}
+        about = self.settings.to_dict() | {
+            "metric": metrics_of(self.lessons),
+            "tasks": ", ".join(self._by_name(self.lessons)),
+        }
         with track.to_them(about, cpu=self.backend.mode.device == "cpu") as self.accelerator:
             self._resume(folder)
             self.accelerator.wait_for_everyone()  # nobody writes before all have read
@@ -325,29 +327,11 @@ class _Training:
         if self.best is None or height > self.best[1]:
             self.best = (epoch, height, self.learner.state())
         self.accelerator.log(numbers_of(done), step=epoch)
-        self.say(self._line(done))
+        self.say(line(done, self.settings.method, self.lessons, len(self.plan) - 1 - epoch))
 
     def _mean(self, losses: Sequence[float]) -> float:
         """Of the tasks, by their shares of a pass."""
         return float(np.dot(losses, shares(self.mixture.sizes, self.mixture.temperature)))
-
-    def _line(self, done: Pass) -> str:
-        n_held = sum(len(lesson.held_out) for lesson in self.lessons)
-        unit = self.lessons[0].metric
-        held = "" if done.metric is None else f", {self._metrics()} of {n_held} held out {figure(unit, done.metric)}"
-        held += f" ({done.told})" if done.told else ""
-        left = (len(self.plan) - 1 - done.epoch) * done.seconds
-        speed = f", {done.tokens_per_second:,.0f} tokens/s, {left:.0f} s left" if done.epoch else ""
-        each = [
-            f"{name} {loss:.3f}" + (f" and {figure(unit, done.metrics[name])}" if name in done.metrics else "")
-            for name, loss in done.losses.items()
-        ]
-        apart = f" ({', '.join(each)})" if len(each) > 1 else ""
-        over = " over histories" if done.of == "histories" else ""
-        return f"{self.settings.method} pass {done.epoch}{over}: loss {done.loss:.3f}{held}{apart}{speed}"
-
-    def _metrics(self) -> str:
-        return ", ".join(dict.fromkeys(lesson.metric for lesson in self.lessons))
 
     @property
     def _sign(self) -> int:
@@ -366,7 +350,7 @@ class _Training:
         if not self.passes and len(told) < len(found):
             where = ", ".join(sorted({*found} - {*told})) or "these examples"
             nobody = "" if told else "; nothing is chosen by them, and the last pass stays"
-            self.say(f"{self._metrics()} cannot be told of the people held out of {where}{nobody}")
+            self.say(f"{metrics_of(self.lessons)} cannot be told of the people held out of {where}{nobody}")
         return told
 
     def _waited_enough(self) -> bool:

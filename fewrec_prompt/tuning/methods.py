@@ -16,7 +16,7 @@ learned prefixes before the prompt; what is saved is in PEFT's format.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any, TypeAlias
@@ -56,14 +56,9 @@ class Learner:
         """A recommender as it answers with these weights."""
         return replace(recommender, backend=self.backend)
 
-    @contextmanager
-    def learning(self) -> Iterator[None]:
+    def learning(self) -> AbstractContextManager[None]:
         """The model as it learns; outside, whatever happens, it answers as it does to everybody."""
-        self.backend.model.train()
-        try:
-            yield
-        finally:
-            self.backend.model.eval()
+        return _learning(self.backend.model)
 
     def place(self) -> None:
         """Make the backend answer with the weights as they are now; before every forward pass."""
@@ -368,6 +363,15 @@ def begin(backend: LocalBackend, settings: Settings, *, instruction: str, n_step
             return Full(backend)
         case _:
             raise ModelError(f"{settings.method!r} learns on top of a model; see tuning/classifiers.py")
+
+
+@contextmanager
+def _learning(model: Any) -> Iterator[None]:
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
 
 
 def _renamed(name: str, old: str, new: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
+from fewrec_prompt.display import figure
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.methods import Learner
@@ -39,6 +40,27 @@ class Pass:
     def told(self) -> str:
         """The same in words."""
         return ", ".join(f"{_NAMES.get(name, name)} {100 * value:.1f}" for name, value in self.classes.items())
+
+
+def metrics_of(lessons: Sequence[Lesson]) -> str:
+    """The metrics by which passes are told apart, each once."""
+    return ", ".join(dict.fromkeys(lesson.metric for lesson in lessons))
+
+
+def line(done: Pass, method: str, lessons: Sequence[Lesson], n_left: int) -> str:
+    """What is said of a pass, before so many others."""
+    unit, n_held = lessons[0].metric, sum(len(lesson.held_out) for lesson in lessons)
+    held = "" if done.metric is None else f", {metrics_of(lessons)} of {n_held} held out {figure(unit, done.metric)}"
+    classes = f" ({done.told})" if done.told else ""
+    left = f"{n_left * done.seconds:.0f} s left"
+    speed = f", {done.tokens_per_second:,.0f} tokens/s, {left}" if done.epoch else ""
+    each = [
+        f"{name} {loss:.3f}" + (f" and {figure(unit, done.metrics[name])}" if name in done.metrics else "")
+        for name, loss in done.losses.items()
+    ]
+    apart = f" ({', '.join(each)})" if len(each) > 1 else ""
+    over = " over histories" if done.of == "histories" else ""
+    return f"{method} pass {done.epoch}{over}: loss {done.loss:.3f}{held}{classes}{apart}{speed}"
 
 
 @dataclass(frozen=True, slots=True)
