@@ -317,7 +317,7 @@ def test_labelled_people_are_measured_after_every_pass_and_the_best_stays(
     assert tuned.passes[tuned.best_epoch].classes["f1"] == 1.0
     passes = [line for line in told if line.startswith("head pass")]
     assert len(passes) == len(held)
-    for word in ("log-loss of 5 held out", "accuracy", "precision", "recall", "F1", "tokens/s"):
+    for word in ("log-loss of 5 held out", "accuracy", "precision", "recall", "F1", "s left"):
         assert all(word in line for line in passes[1:])
     assert adapters.read(tmp_path / "x").about["passes"][-1]["judged"] == dict(tuned.passes[-1].judged)
 

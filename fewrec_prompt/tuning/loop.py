@@ -155,7 +155,9 @@ class _Training:
         if self.earlier is None:
             self.first = self._first(starts)
             before = self.first.fitted(starts)
+        begin_time = time.perf_counter()
         self.learner = self._begun(starts)
+        self.begun_in = time.perf_counter() - begin_time  # seconds: a head looks at everybody
         self.tuned = tuple(map(self.learner.answering, starts))
         self.anchor: Tensors = {}
         self.earlier_loss: float | None = None
@@ -185,7 +187,7 @@ class _Training:
             self._resume(folder)
             self.accelerator.wait_for_everyone()  # nobody writes before all have read
             if not self.passes:
-                self._note_pass(0, self.losses_before, 0.0, 0)
+                self._note_pass(0, self.losses_before, self.begun_in, 0)
                 self._save(folder)
             for epoch in range(len(self.passes), len(self.plan)):
                 if self._waited_enough():

@@ -52,15 +52,15 @@ def line(done: Pass, method: str, lessons: Sequence[Lesson], n_left: int) -> str
     unit, n_held = lessons[0].metric, sum(len(lesson.held_out) for lesson in lessons)
     held = "" if done.metric is None else f", {metrics_of(lessons)} of {n_held} held out {figure(unit, done.metric)}"
     classes = f" ({done.told})" if done.told else ""
-    left = f"{n_left * done.seconds:.0f} s left"
-    speed = f", {done.tokens_per_second:,.0f} tokens/s, {left}" if done.epoch else ""
+    speed = f", {done.tokens_per_second:,.0f} tokens/s" if done.tokens_per_second else ""
+    left = f", {n_left * done.seconds:.0f} s left" if done.epoch else ""
     each = [
         f"{name} {loss:.3f}" + (f" and {figure(unit, done.metrics[name])}" if name in done.metrics else "")
         for name, loss in done.losses.items()
     ]
     apart = f" ({', '.join(each)})" if len(each) > 1 else ""
     over = " over histories" if done.of == "histories" else ""
-    return f"{method} pass {done.epoch}{over}: loss {done.loss:.3f}{held}{classes}{apart}{speed}"
+    return f"{method} pass {done.epoch}{over}: loss {done.loss:.3f}{held}{classes}{apart}{speed}{left}"
 
 
 @dataclass(frozen=True, slots=True)
