@@ -17,8 +17,8 @@ import numpy as np
 
 from fewrec_prompt import load_task
 from fewrec_prompt.cells import Cell, read_cell
-from fewrec_prompt.few_shot import shots_of
 from fewrec_prompt.metrics.ranking import ndcg
+from fewrec_prompt.shots import shots_of
 from fewrec_prompt.significance import paired_interval
 from fewrec_prompt.tasks import load_queries
 from fewrec_prompt.tuning.effects import takers

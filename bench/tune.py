@@ -28,8 +28,9 @@ from fewrec_prompt.backends.memory import peak_memory
 from fewrec_prompt.backends.plan import TokenSequence
 from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.evaluation import Options
-from fewrec_prompt.few_shot import recommender_of, shots_of
+from fewrec_prompt.few_shot import recommender_of
 from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.shots import shots_of
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.loop import tune

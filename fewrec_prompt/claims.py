@@ -15,9 +15,9 @@ from typing import Any
 from fewrec_prompt import tasks, templates
 from fewrec_prompt.checked import parts_of
 from fewrec_prompt.errors import ArtifactError, RunError
-from fewrec_prompt.few_shot import Pool
 from fewrec_prompt.files import made_folder, write_text
 from fewrec_prompt.runs import dump
+from fewrec_prompt.shots import Pool
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning.adapters import read_with

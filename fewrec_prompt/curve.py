@@ -25,11 +25,12 @@ from fewrec_prompt.curve_table import Line, picture, table
 from fewrec_prompt.display import figure
 from fewrec_prompt.errors import FewrecError, did_you_mean
 from fewrec_prompt.evaluation import load_backend
-from fewrec_prompt.few_shot import Shots, check_apart, default_row, lesson_of, row_to_tune, with_demos
+from fewrec_prompt.few_shot import default_row, lesson_of, row_to_tune, with_demos
 from fewrec_prompt.files import made_folder, write_text
 from fewrec_prompt.metrics import check_metrics
 from fewrec_prompt.runs import dump
 from fewrec_prompt.score_cache import score_cache
+from fewrec_prompt.shots import Shots, check_apart
 from fewrec_prompt.study import Study
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task

@@ -14,11 +14,12 @@ from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.checked import check
 from fewrec_prompt.errors import AdapterError
 from fewrec_prompt.evaluation import load_backend
-from fewrec_prompt.few_shot import Shots, check_free, default_row, shots_of
+from fewrec_prompt.few_shot import check_free, default_row
 from fewrec_prompt.recommender import Answers, Recommender
 from fewrec_prompt.runs import Unit
 from fewrec_prompt.score_cache import score_cache
 from fewrec_prompt.scoring import Row
+from fewrec_prompt.shots import Shots, shots_of
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import mixed

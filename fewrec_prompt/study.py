@@ -18,11 +18,12 @@ from fewrec_prompt.baselines import BASELINES
 from fewrec_prompt.cells import Cell, name_of
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.evaluation import judged
-from fewrec_prompt.few_shot import Pool, Shots, learnable, recommender_of, shots_of
+from fewrec_prompt.few_shot import recommender_of
 from fewrec_prompt.metrics import measure
 from fewrec_prompt.recommender import Ranker, Recommender
 from fewrec_prompt.score_cache import ScoreCache
 from fewrec_prompt.scoring import Asking, Scored
+from fewrec_prompt.shots import Pool, Shots, learnable, shots_of
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning.losses import LossName

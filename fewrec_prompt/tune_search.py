@@ -21,20 +21,10 @@ from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.display import figure
 from fewrec_prompt.errors import BudgetError, DataError, FewrecError, ModelError, NumericError, RunError
 from fewrec_prompt.evaluation import load_backend
-from fewrec_prompt.few_shot import (
-    Shots,
-    about_of,
-    check_free,
-    fitting,
-    learnable,
-    recommender_of,
-    row_to_tune,
-    shots_of,
-    trainable,
-    tune_task,
-)
+from fewrec_prompt.few_shot import about_of, check_free, fitting, recommender_of, row_to_tune, trainable, tune_task
 from fewrec_prompt.metrics import better_of
 from fewrec_prompt.seeds import rng_for
+from fewrec_prompt.shots import Shots, learnable, shots_of
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import adapters

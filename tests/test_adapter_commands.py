@@ -20,7 +20,8 @@ from fewrec_prompt.backends import causal, precision
 from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.cli import app
 from fewrec_prompt.errors import AdapterError, FewrecError, ModelError
-from fewrec_prompt.few_shot import default_row, recommender_of, shots_of, tune_task
+from fewrec_prompt.few_shot import default_row, recommender_of, tune_task
+from fewrec_prompt.shots import shots_of
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning.placing import adapted
 from fewrec_prompt.tuning.settings import Settings

@@ -11,9 +11,9 @@ import pytest
 
 from fewrec_prompt.data.queries import QuerySet
 from fewrec_prompt.data.training import from_pairs
-from fewrec_prompt.few_shot import Shots
 from fewrec_prompt.mixing import fit_mix
 from fewrec_prompt.recommender import Answers, Recommender
+from fewrec_prompt.shots import Shots
 from fewrec_prompt.tuning import mixed
 from fewrec_prompt.tuning.effects import SHRINKAGE, Judges, judges, key_of, takers
 from fewrec_prompt.tuning.examples import Example

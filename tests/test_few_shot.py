@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from fewrec_prompt import few_shot, tasks
+from fewrec_prompt import few_shot, shots, tasks
 from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.cells import ZERO, Cell, read_cell
@@ -23,8 +23,9 @@ from fewrec_prompt.curve import curve
 from fewrec_prompt.curve_table import Line, shown, table
 from fewrec_prompt.errors import AdapterError, DataError, FewrecError, ModelError, RunError, TaskError
 from fewrec_prompt.evaluation import Options, evaluate
-from fewrec_prompt.few_shot import shots_of, tune_task
+from fewrec_prompt.few_shot import tune_task
 from fewrec_prompt.mixing import tune_mix
+from fewrec_prompt.shots import shots_of
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.settings import Settings
@@ -42,9 +43,9 @@ def test_nobody_who_is_tested_is_learnt_from(task: tasks.Task) -> None:
     tested = {query.user_id for query in tasks.load_queries(task).queries}
     assert len(found.learnt) == 3
     assert not {one.query.user_id for one in found.learnt} & tested
-    few_shot.check_apart(found, tasks.load_queries(task))
+    shots.check_apart(found, tasks.load_queries(task))
     with pytest.raises(DataError, match="learnt from and tested"):
-        few_shot.check_apart(found, found.queries)
+        shots.check_apart(found, found.queries)
 
 
 def test_what_is_tuned_becomes_a_row(task: tasks.Task, model: Path, tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_a_later_round_learns_from_new_people_and_keeps_them_apart(
     assert len(before) == 3
     assert not {one.query.person for one in new} & {one.query.person for one in before}
     assert lesson.examples[3:] == before or set(lesson.examples[3:]) == set(before)
-    everybody = len(few_shot.shots_of(task, 1).queries.queries)
+    everybody = len(shots.shots_of(task, 1).queries.queries)
     with pytest.raises(DataError, match="3 more are known to an adapter"):
         tune_task(task, LORA, everybody, tmp_path / "x", earlier=earlier, backend=backend(model))
 
@@ -187,9 +188,9 @@ def test_a_later_round_over_data_that_hold_nobody_of_the_first(
 
 
 def test_lists_without_an_answer_are_left_out_and_counted(task: tasks.Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = few_shot.examples_of
+    real = shots.examples_of
     monkeypatch.setattr(
-        few_shot, "examples_of", lambda queries: (replace(real(queries)[0], relevant=()), *real(queries)[1:])
+        shots, "examples_of", lambda queries: (replace(real(queries)[0], relevant=()), *real(queries)[1:])
     )
     said: list[str] = []
     n = len(shots_of(task, 1).queries.queries)

@@ -41,7 +41,7 @@ FLOORS = (
     (  # 5 studies
         *("tasks", "task_settings", "checked", "scoring", "records", "evaluation", "runs", "parity", "finished"),
         *("comparison", "report", "collection", "sharing", "published", "space", "searching", "probes", "watch"),
-        *("claims", "few_shot", "tune_search", "curve", "curve_table", "cells", "ensembles", "mixing"),
+        *("claims", "few_shot", "shots", "tune_search", "curve", "curve_table", "cells", "ensembles", "mixing"),
         *("inspection", "study", "ways"),
     ),
     ("cli", "serve", "scale", "testing", ""),  # 6 doors; "" is the package's own __init__

@@ -20,8 +20,8 @@ from fewrec_prompt.backends import causal
 from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.cli import app
 from fewrec_prompt.evaluation import Options
-from fewrec_prompt.few_shot import shots_of
 from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.shots import shots_of
 from fewrec_prompt.tasks import load_queries, load_task
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.loop import tune

@@ -14,8 +14,8 @@ from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.precision import NumericMode
 from fewrec_prompt.data.training import Training, from_pairs
 from fewrec_prompt.errors import RunError
-from fewrec_prompt.few_shot import shots_of
 from fewrec_prompt.recommender import Recommender, choose
+from fewrec_prompt.shots import shots_of
 from fewrec_prompt.tasks import load_queries, load_task
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.histories import Histories, losses_of_titles, titles

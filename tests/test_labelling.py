@@ -25,8 +25,9 @@ from fewrec_prompt.curve import curve
 from fewrec_prompt.data.registered import add
 from fewrec_prompt.errors import AdapterError, DataError, FewrecError, NumericError, VerbalizerError
 from fewrec_prompt.evaluation import Options, evaluate
-from fewrec_prompt.few_shot import recommender_of, shots_of, tune_task
+from fewrec_prompt.few_shot import recommender_of, tune_task
 from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.shots import shots_of
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.adapters import NOTE, WEIGHTS
@@ -343,7 +344,7 @@ def test_the_command_end_to_end(labelled: tasks.Task, tmp_path: Path, monkeypatc
     assert "judge + head" in scored.output
 
 
-def test_ratings_are_learnt_as_classes(model: Path, tmp_path: Path) -> None:
+def rating_task(model: Path, tmp_path: Path) -> tasks.Task:
     """The last film before the answer, 4, has four stars of those who began with film 0, and two of the others."""
     (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{n},{title}\n" for n, title in enumerate(TITLES)))
     stars = {(user, 4): 2 + 2 * (user % 2 == 0) for user in range(12)}
@@ -353,7 +354,11 @@ def test_ratings_are_learnt_as_classes(model: Path, tmp_path: Path) -> None:
     (tmp_path / "taken.csv").write_text("\n".join(["user_id,item_id,rating,timestamp", *lines]) + "\n")
     data = 'items = "items.csv"\ninteractions = "taken.csv"\nusers = 4\ncandidates = 3\n'
     (tmp_path / "mine.toml").write_text(f'model = "{model}"\n[data]\n{data}[[rows]]\nprompt = "rate"\n')
-    task = tasks.load_task(tmp_path / "mine.toml")
+    return tasks.load_task(tmp_path / "mine.toml")
+
+
+def test_ratings_are_learnt_as_classes(model: Path, tmp_path: Path) -> None:
+    task = rating_task(model, tmp_path)
     tuned = tune_task(task, settings("head"), 8, tmp_path / "x", backend=backend(model))
     assert adapters.read(tmp_path / "x").about["tasks"][task.name]["n_labels"] == 8, "one of each person"
     assert tuned.learned
@@ -411,3 +416,37 @@ def test_settings_of_a_head_are_searched_and_the_best_is_tested_once(
     losses = [float(line.split("held out ")[1].split()[0]) for line in tried]
     best = adapters.read(tmp_path / "adapters" / "x").about
     assert best["passes"][best["best_epoch"]]["metric"] == pytest.approx(min(losses), rel=0.01)
+
+
+def test_the_people_who_are_tested_are_judged_as_an_evaluation_judges_them(
+    labelled: tasks.Task, model: Path, tmp_path: Path
+) -> None:
+    tuned = tune_task(labelled, settings("head", epochs=1), 20, tmp_path / "x", backend=backend(model), test=True)
+    found = tuned.tested[labelled.name]
+    assert adapters.read(tmp_path / "x").about["tested"] == {labelled.name: {"log-loss": found.value, **found.judged}}
+    names = ("log-loss", "yes-accuracy", "yes-precision", "yes-recall", "yes-F1")
+    run = evaluate(
+        labelled, Options(adapters=(tmp_path / "x",), metrics=names), out=tmp_path / "run", backend=backend(model)
+    )
+    values = {name: run.rows[-1]["metrics"][name]["value"] for name in names}
+    assert [values[name] for name in names] == pytest.approx([found.value, *found.judged.values()], abs=1e-5)
+
+
+def test_ratings_of_people_who_are_tested_are_told_as_classes(tmp_path: Path, model: Path) -> None:
+    task = rating_task(model, tmp_path)
+    tuned = tune_task(task, settings("head"), 8, tmp_path / "x", backend=backend(model), test=True)
+    assert set(tuned.tested[task.name].judged) == {"accuracy", "precision", "recall", "f1"}
+    assert tuned.tested[task.name].value < tuned.zero_shot_loss
+
+
+def test_the_command_says_how_right_it_is_on_people_who_are_tested(
+    labelled: tasks.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--method", "prototypes", "--shots", "20", "--out", "x", "--test", "--precision", "fp32"]
+    done = CliRunner().invoke(app, ["tune", str(labelled.path), *flags])
+    assert done.exit_code == 0, done.output
+    assert "4 people who are tested are judged, once" in done.output
+    assert "accuracy 100.0, precision 100.0, recall 100.0, F1 100.0" in done.stdout.split("tested   log-loss ")[1]
+    found = CliRunner().invoke(app, ["tune", "tiny", "--method", "lora", "--out", "y", "--test"])
+    assert "--test: means nothing without a classifier as --method" in str(found.exception)

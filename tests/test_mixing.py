@@ -18,9 +18,10 @@ from fewrec_prompt.checked import check
 from fewrec_prompt.cli import app
 from fewrec_prompt.errors import AdapterError, DataError, FewrecError, TaskError
 from fewrec_prompt.evaluation import Options, evaluate, members_of
-from fewrec_prompt.few_shot import shots_of, tune_task
+from fewrec_prompt.few_shot import tune_task
 from fewrec_prompt.mixing import tune_mix
 from fewrec_prompt.recommender import Recommender
+from fewrec_prompt.shots import shots_of
 from fewrec_prompt.task_settings import EnsembleSettings, RowSettings
 from fewrec_prompt.tasks import load_task
 from fewrec_prompt.tuning import adapters, mixed

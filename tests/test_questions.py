@@ -24,10 +24,11 @@ from fewrec_prompt.data.registered import add
 from fewrec_prompt.data.training import from_pairs
 from fewrec_prompt.errors import DataError, FewrecError, RunError
 from fewrec_prompt.evaluation import Options, evaluate
-from fewrec_prompt.few_shot import check_apart, recommender_of, shots_of, tune_task
+from fewrec_prompt.few_shot import recommender_of, tune_task
 from fewrec_prompt.metrics import Shelf, UserScores, measure_run
 from fewrec_prompt.mixing import tune_mix
 from fewrec_prompt.rendering import Render
+from fewrec_prompt.shots import check_apart, shots_of
 from fewrec_prompt.significance import Bootstrapped
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.effects import key_of

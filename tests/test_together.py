@@ -19,8 +19,9 @@ from fewrec_prompt.backends import Backend
 from fewrec_prompt.cli import app
 from fewrec_prompt.errors import AdapterError, DataError, FewrecError, TaskError
 from fewrec_prompt.evaluation import Options, evaluate, row_of
-from fewrec_prompt.few_shot import shots_together, tune_task
+from fewrec_prompt.few_shot import tune_task
 from fewrec_prompt.recommender import choose
+from fewrec_prompt.shots import check_apart, shots_of, shots_together
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.loop import tune, tune_together
@@ -237,14 +238,14 @@ def train(model: Path, out: Path, *names: str, **how: object) -> Tuned:
 
 def test_who_is_tested_in_any_task_is_learnt_from_in_none(model: Path, here: Path) -> None:
     films, books = load(model, "tiny", "books")
-    alone = {one.query.person for one in few_shot.shots_of(films, 8).learnt}
+    alone = {one.query.person for one in shots_of(films, 8).learnt}
     assert "gus" in alone
     one, two = shots_together([films, books], [7, 7])
     learnt = {example.query.person for shots in (one, two) for example in shots.learnt}
     assert not learnt & {"gus", "ann"}
     for task in (films, books):
         for shots in (one, two):
-            few_shot.check_apart(shots, tasks.load_queries(task))
+            check_apart(shots, tasks.load_queries(task))
 
 
 def test_who_is_held_out_of_one_task_is_learnt_from_in_none(

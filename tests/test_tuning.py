@@ -427,7 +427,7 @@ def test_all_questions_of_a_person_are_on_one_side() -> None:
         ({"batch": True}, "batch is True; give a whole number"),
         ({"learning_rate": "fast"}, "learning rate is 'fast'; give a number"),
         ({"seed": 2**70}, "seed is"),
-        ({"method": "head-lora", "checkpointing": True}, "'head-lora' makes no use of checkpointing"),
+        ({"method": "head", "checkpointing": True}, "'head' makes no use of checkpointing"),
         ({"loss": "list"}, "unknown loss 'list'.*listwise"),
         ({"method": "prefix", "checkpointing": True}, "checkpointing drops keys and values"),
     ],

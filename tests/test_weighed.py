@@ -17,8 +17,9 @@ from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.cells import ZERO, read_cell
 from fewrec_prompt.curve import curve
 from fewrec_prompt.errors import FewrecError
-from fewrec_prompt.few_shot import recommender_of, shots_of
+from fewrec_prompt.few_shot import recommender_of
 from fewrec_prompt.mixing import fit_mix
+from fewrec_prompt.shots import shots_of
 from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning.effects import key_of
 from fewrec_prompt.tuning.mixed import MixRecommender

@@ -106,6 +106,9 @@ def tune(
         int | None,
         typer.Option(min=1, help="Try so many settings on those held out; the best is kept, and tested once."),
     ] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Of classifiers: say in the end how right they are on who is tested.")
+    ] = False,
     track: Annotated[
         list[str] | None, typer.Option(help="Tell a tracker of every pass: tensorboard, wandb or mlflow; repeatable.")
     ] = None,
@@ -122,7 +125,7 @@ def tune(
     from fewrec_prompt import Numerics, Options, tasks
     from fewrec_prompt.cli.console import resumable, say
     from fewrec_prompt.few_shot import Round, tune_task
-    from fewrec_prompt.tuning.settings import METHODS, Settings, check_read
+    from fewrec_prompt.tuning.settings import CLASSIFIERS, METHODS, Settings, check_read
 
     if method != "mix" and method not in METHODS:
         raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, ('mix', *METHODS))}")
@@ -131,6 +134,7 @@ def tune(
         {"--popularity": popularity, "--adapter": adapter},
         {"--search": search, "--from": start, "--track": track, "other tasks": task[1:]},
     )
+    _check_needed("a classifier as --method", method in CLASSIFIERS, {"--test": test})
     asked = {one.name: ctx.params[one.name] for one in fields(Settings) if one.name not in ("method", "seed")}
     check_read(method, asked, _flag)
     _check_needed("--from", start, {"--replay": replay != _REPLAY, "--pull": pull})
@@ -153,7 +157,7 @@ def tune(
         settings = Settings.from_dict({"method": method, "seed": seed, **asked})
         if search is None:
             earlier = None if start is None else Round(start, replay, pull)
-            beside: dict[str, Any] = {"also": also, "row": row, "earlier": earlier, "track": track or ()}
+            beside: dict[str, Any] = {"also": also, "row": row, "earlier": earlier, "track": track or (), "test": test}
             _print(tune_task(found, settings, shots, out, **beside, numerics=numerics, say=say), use)
         else:
             _search(found, settings, _only(shots), search, row, numerics, use)
@@ -263,6 +267,7 @@ def _print_mix(mix: Mix, use: _Use) -> None:
 
 def _print(tuned: Tuned, use: _Use) -> None:
     from fewrec_prompt.tuning.loop import speaks
+    from fewrec_prompt.tuning.outcome import in_words
     from fewrec_prompt.tuning.settings import METHODS
 
     if not speaks():
@@ -278,6 +283,10 @@ def _print(tuned: Tuned, use: _Use) -> None:
         typer.echo(f"held out {best.told}")
     elif best.metric is not None and first.metric is not None:
         typer.echo(f"held out {100 * first.metric:.1f} before, {100 * best.metric:.1f} in that pass")
+    for name, one in tuned.tested.items():
+        typer.echo(
+            f"tested   log-loss {one.value:.3f}, {in_words(one.judged)}" + (f" ({name})" if tuned.lessons[1:] else "")
+        )
     if len(tuned.lessons) > 1:
         _print_each(tuned)
     if tuned.earlier_loss is not None:

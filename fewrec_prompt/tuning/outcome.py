@@ -9,7 +9,7 @@ from typing import Any
 
 from fewrec_prompt.display import figure
 from fewrec_prompt.recommender import Recommender
-from fewrec_prompt.tuning.lessons import Lesson
+from fewrec_prompt.tuning.lessons import OF_CLASSES, Lesson, Measured
 from fewrec_prompt.tuning.methods import Learner
 from fewrec_prompt.tuning.settings import PassName, Settings
 
@@ -39,7 +39,12 @@ class Pass:
     @property
     def told(self) -> str:
         """The same in words."""
-        return ", ".join(f"{_NAMES.get(name, name)} {100 * value:.1f}" for name, value in self.classes.items())
+        return in_words(self.classes)
+
+
+def in_words(classes: Mapping[str, float]) -> str:
+    """How right a classifier is."""
+    return ", ".join(f"{_NAMES.get(name, name)} {100 * value:.1f}" for name, value in classes.items())
 
 
 def metrics_of(lessons: Sequence[Lesson]) -> str:
@@ -76,6 +81,7 @@ class Tuned:
     n_weights: int
     earlier_loss: tuple[float, float] | None = None  # of the earlier round's people, before this round and after it
     again: Pass | None = None  # what was asked before training, asked once more of the weights that stay
+    tested: Mapping[str, Measured] = field(default_factory=dict)  # of a classifier's tasks, people who are tested
 
     @property
     def recommender(self) -> Recommender:
@@ -124,4 +130,5 @@ class Tuned:
             "n_weights": self.n_weights,
             "earlier_loss": self.earlier_loss,
             "again": None if self.again is None else self.again.loss,
+            "tested": {name: {OF_CLASSES: one.value, **one.judged} for name, one in self.tested.items()},
         }
