@@ -149,7 +149,8 @@ def _tell(study: Study, cells: Sequence[Cell], against: str) -> list[Line]:
     if all(cell.method != against for cell in cells):
         return []
     lines = table(cells, study.metrics, study.task.settings.seed, against)
-    write_text(study.out / TABLE, dump({"against": against, "lines": [asdict(line) for line in lines]}))
+    told = [{name: None if value != value else value for name, value in asdict(line).items()} for line in lines]
+    write_text(study.out / TABLE, dump({"against": against, "lines": told}))  # a metric that nobody has is null
     write_text(study.out / PICTURE, picture(lines, study.task.name, against))
     return lines
 

@@ -97,7 +97,8 @@ def picture(lines: Sequence[Line], task: str, against: str = ZERO) -> str:
 
 
 def _curves(lines: Sequence[Line], metric: str) -> str:
-    """What learns nothing is level over all numbers of people; alone it needs no picture."""
+    """What learns nothing is level over all numbers of people. Alone it needs no picture, as what has no values."""
+    lines = [line for line in lines if line.n_people]
     every = tuple(sorted({_place(line.shots) for line in lines if line.shots}))
     if not every:
         return ""

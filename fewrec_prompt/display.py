@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,12 +24,12 @@ def main_metric(names: Sequence[str]) -> str | None:
 
 def percent(value: float | None) -> str:
     """A fraction as per cent with one digit; a dash where nothing was measured."""
-    return "–" if value is None else f"{100 * value:.1f}"
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
 def figure(metric: str, value: float | None) -> str:
     """A metric's value: a share as per cent, bits, nats and other numbers with three digits."""
-    if value is None or unit_of(metric) == "share":
+    if value is None or math.isnan(value) or unit_of(metric) == "share":
         return percent(value)
     return f"{value:.3g}"
 
@@ -39,7 +40,9 @@ def span(metric: str, low: float | None, high: float | None) -> str:
 
 
 def points(metric: str, value: float, *, signed: bool = False) -> str:
-    """A difference of a metric: of shares in percentage points."""
+    """A difference of a metric: of shares in percentage points; a dash where nothing was measured."""
+    if math.isnan(value):
+        return "–"
     scale, form = (100, ".1f") if unit_of(metric) == "share" else (1, ".3g")
     return format(scale * value, f"+{form}" if signed else form).replace("-", "−")
 

@@ -48,7 +48,7 @@ class Found:
 
     tuned: Tuned | None  # None: an earlier call learnt it
     settings: Settings
-    value: float  # the metric of those held out, a fraction
+    value: float  # the metric of those held out, a fraction or (log-loss) nats
     n_trials: int
     n_pruned: int
     n_failed: int

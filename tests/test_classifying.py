@@ -237,9 +237,21 @@ def test_one_head_learns_from_tasks_that_tell_the_same_classes_apart():
     assert set(found.passes[-1].losses) == {"a", "b"}
     assert found.learned
     assert not found.not_learned
+    first = found.passes[0]
+    assert first.loss == pytest.approx((4 * first.losses["a"] + 5 * first.losses["b"]) / 9)
     rating = replace(lessons[1], recommender=recommender("rate", start.backend), examples=tuple(rated()))
     with pytest.raises(DataError, match="the tasks tell 2, 5 classes apart"):
         tune_together([lessons[0], rating], FAST)
+
+
+def test_tasks_of_other_shares_begin_with_those_of_the_whole_and_are_measured_as_they_begin():
+    """One likes a third, the other two thirds, in 4 and 8 questions: together 20 of 36, and once more of each class."""
+    start, likes_more = recommender(), [replace(one, relevant=(0, 1)) for one in examples(range(4, 12))]
+    lessons = [Lesson(start, tuple(examples(range(4))), name="a"), Lesson(start, tuple(likes_more), name="b")]
+    first = tune_together(lessons, replace(FAST, epochs=1)).passes[0]
+    yes, no = 21 / 38, 17 / 38
+    assert first.losses["a"] == pytest.approx(-(math.log(yes) + 2 * math.log(no)) / 3)
+    assert first.losses["b"] == pytest.approx(-(2 * math.log(yes) + math.log(no)) / 3)
 
 
 def test_a_head_goes_on_from_an_earlier_round():
@@ -278,9 +290,13 @@ def test_ratings_are_learnt_as_classes():
     assert all(1 <= score <= 5 for score in scores)
 
 
-def test_who_has_rated_nothing_is_left_out():
-    found = tune(recommender("rate"), [*rated(), *examples()], replace(FAST, epochs=1))
+def test_who_has_rated_nothing_is_left_out_and_counted():
+    told, others = [], examples(range(20, 24))
+    people = [*rated(), *examples()]
+    found = tune(recommender("rate"), people, replace(FAST, epochs=1), held_out=others, say=told.append)
     assert len(found.lessons[0].examples) == 12
+    assert found.best_epoch == 1
+    assert told[0] == "these: 10 people have judged no item that is asked about, left out; nobody is held out"
 
 
 def test_judgements_are_measured_as_by_hand():

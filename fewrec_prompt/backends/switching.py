@@ -78,6 +78,7 @@ class AdapterSwitch:
         if learning:
             self._learning = name
         self.peft.base_model.disable_adapter_layers()  # PEFT turns on what it adds
+        self._model.eval()  # its dropout, too
         self._on = None
         return name
 

@@ -53,7 +53,8 @@ def _came_to(about: Mapping[str, Any]) -> tuple[str, str]:
     if "passes" not in about:
         return f"{about['mix']['loss']:.3f}", "–"
     best = about["passes"][about["best_epoch"]]
-    judged = [one["f1"] for one in best.get("judged", {}).values()]
+    classes = [*best.get("judged", {}).values(), *filter(None, [best.get("held_out")])]  # "held_out" of older folders
+    judged = [one["f1"] for one in classes]
     metric = fmean(judged) if judged else best.get("metric")
     held_out = "–" if metric is None else f"{'F1 ' if judged else ''}{100 * metric:.1f}"
     return f"{best['loss']:.3f}", held_out

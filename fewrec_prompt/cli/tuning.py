@@ -268,14 +268,15 @@ def _print_mix(mix: Mix, use: _Use) -> None:
 def _print(tuned: Tuned, use: _Use) -> None:
     from fewrec_prompt.tuning.loop import speaks
     from fewrec_prompt.tuning.outcome import in_words
-    from fewrec_prompt.tuning.settings import METHODS
+    from fewrec_prompt.tuning.settings import CLASSIFIERS
 
     if not speaks():
         return
     first, best = tuned.passes[0], tuned.passes[tuned.best_epoch]
     learned = "learned" if tuned.learned else "did NOT learn"
     typer.echo(f"{tuned.settings.method}  {tuned.n_weights:,} weights, {learned}")
-    start = "without a look at the item" if METHODS[tuned.settings.method].classifies else "before"
+    blind = tuned.settings.method in CLASSIFIERS and tuned.earlier_loss is None
+    start = "without a look at the item" if blind else "before"
     typer.echo(f"loss     {tuned.zero_shot_loss:.3f} {start}, {best.loss:.3f} in pass {best.epoch}, which is kept")
     if tuned.again is not None:
         typer.echo(f"         {tuned.again.loss:.3f} on the questions before, asked again")

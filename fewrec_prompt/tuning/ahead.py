@@ -25,7 +25,7 @@ def check_ahead(settings: Settings, backend: Backend, n_steps: int) -> None:
     if method == "full" and mode.precision != "fp32":
         raise ModelError(
             f"{settings.method!r} changes the model's own weights, which takes fp32, and this model is in "
-            f"{mode.precision}; ask for --precision fp32, or take lora"
+            f"{mode.precision}; ask for --precision fp32, or take {settings.method.replace('full', 'lora')}"
         )
     if method == "prefix" and not (isinstance(backend, CausalBackend) and mode.layout == "packed"):
         raise ModelError(

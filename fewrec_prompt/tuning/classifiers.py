@@ -18,20 +18,23 @@ import numpy as np
 import torch
 from torch.nn import Parameter
 
+from fewrec_prompt.assets import Say
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.errors import AdapterError, DataError, ModelError
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.adapters import Adapter
+from fewrec_prompt.tuning.ahead import check_ahead
 from fewrec_prompt.tuning.classifying import Classifier, classified, n_classes_of
 from fewrec_prompt.tuning.head import Head
 from fewrec_prompt.tuning.labels import OverLabels, frequencies
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.methods import Learner, Tensors, begin
 from fewrec_prompt.tuning.mixture import shares
-from fewrec_prompt.tuning.outcome import Pass, Tuned
+from fewrec_prompt.tuning.outcome import Pass, Tuned, line
 from fewrec_prompt.tuning.prototypes import Prototypes
 from fewrec_prompt.tuning.settings import METHODS, Settings
+from fewrec_prompt.tuning.tracking import Tracking, numbers_of
 
 PREFIX = "classifier."
 HEAD_RATE = 3e-4  # learning rate of a head below which a model learns with its own
@@ -110,7 +113,8 @@ class Headed(Learner):
         self._below.after_step()
 
     def end(self) -> None:
-        super().end()
+        for weights in self.classifier.learns().values():
+            weights.requires_grad_(False)
         self._below.end()
 
     def config(self) -> dict[str, Any] | None:
@@ -153,27 +157,37 @@ def begin_head(kinds: Sequence[OverLabels], starts: Sequence[Recommender], setti
     Raises DataError for tasks whose classes are not the same, ModelError as methods.begin.
     """
     backend, n_classes = _local(starts[0].backend), _n_classes(starts)
+    check_ahead(settings, backend, n_steps)
     with torch.no_grad():
-        states, classes = _all(kinds, starts)
-    head = Head.over(states, frequencies(classes, n_classes))
+        states, classes, weights = _all(kinds, starts, settings)
+    head = Head.over(states, frequencies(classes, weights, n_classes))
     inside = METHODS[settings.method].inside
     if inside is None:
         return Headed(head, Still(backend))
     return Headed(head, begin(backend, replace(settings, method=inside), instruction="", n_steps=n_steps))
 
 
-def look(lessons: Sequence[Lesson], settings: Settings) -> Tuned:
+def look(lessons: Sequence[Lesson], settings: Settings, track: Tracking, say: Say) -> Tuned:
     """Prototypes from one look at the examples of all lessons, which are labelled.
 
     They are held against equal shares, for they do not know how frequent classes are. Raises DataError for tasks whose
     classes are not the same, and for a class without an example.
     """
+    with track.telling(settings, lessons) as accelerator:
+        tuned = _looked(lessons, settings)
+        for done in tuned.passes:
+            accelerator.log(numbers_of(done), step=done.epoch)
+        say(line(tuned.passes[-1], settings.method, tuned.lessons, 0))
+    return tuned
+
+
+def _looked(lessons: Sequence[Lesson], settings: Settings) -> Tuned:
     starts = tuple(lesson.recommender for lesson in lessons)
     backend, n_classes = _local(starts[0].backend), _n_classes(starts)
     kinds = [OverLabels(lesson, fixed=True) for lesson in lessons]
     begin_time = time.perf_counter()
     with torch.no_grad():
-        states, classes = _all(kinds, starts)
+        states, classes, _ = _all(kinds, starts, settings)
         made = Prototypes.of(states.cpu().numpy(), classes.tolist(), n_classes)
         learner = Seen(made, backend)
         tuned = tuple(map(learner.answering, starts))
@@ -207,11 +221,16 @@ def _n_classes(starts: Sequence[Recommender]) -> int:
     return numbers[0]
 
 
-def _all(kinds: Sequence[OverLabels], starts: Sequence[Recommender]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The states (n_labels, width) of all that is learnt from, and their classes (n_labels,)."""
+def _all(
+    kinds: Sequence[OverLabels], starts: Sequence[Recommender], settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The states (n_labels, width) of all that is learnt from, their classes and shares of the loss, (n_labels,)."""
     pairs = list(zip(kinds, starts, strict=True))
     states = [kind.states(start, kind.lesson.examples) for kind, start in pairs]
-    return torch.cat(states), torch.cat([kind.classes(start, kind.lesson.examples) for kind, start in pairs])
+    told = [kind.classes(start, kind.lesson.examples) for kind, start in pairs]
+    of_tasks = shares([len(kind.lesson.examples) for kind in kinds], settings.temperature).tolist()
+    weights = [share * own for share, (_, own) in zip(of_tasks, told, strict=True)]
+    return torch.cat(states), torch.cat([classes for classes, _ in told]), torch.cat(weights)
 
 
 def below(adapter: Adapter) -> Adapter | None:

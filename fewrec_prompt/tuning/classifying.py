@@ -74,14 +74,16 @@ def labels_of(recommender: Recommender, example: Example) -> list[Labelled]:
     return [Labelled(known, last.item, _class(last.rating, n_classes, query.user_id))]
 
 
-def check_labels(recommender: Recommender, learnt: Sequence[Example], held_out: Sequence[Example]) -> None:
-    """Raises DataError where nothing is to be learnt from, or a person is in two parts, and what `labels_of` raises."""
-    for part in filter(None, (learnt, held_out)):
-        if not any(labels_of(recommender, one) for one in part):
-            raise DataError(
-                "nobody has rated an item after another one; learn from likes instead, as --prompt judge does"
-            )
+def check_labels(
+    recommender: Recommender, learnt: Sequence[Example], held_out: Sequence[Example], *, every: bool
+) -> None:
+    """Raises DataError where nothing is to be learnt from, a class has no example though `every` has to have one, or a
+    person is in two parts, and what `labels_of` raises."""
     labels = [one.label for example in learnt for one in labels_of(recommender, example)]
+    if not labels:
+        raise DataError("nobody has rated an item after another one; learn from likes instead, as --prompt judge does")
+    if every:
+        check_every(labels, n_classes_of(recommender))
     if len(set(labels)) < 2:
         raise DataError(
             f"{len(labels)} items of one class say nothing of another; give items of two classes at least, such as "
@@ -89,6 +91,14 @@ def check_labels(recommender: Recommender, learnt: Sequence[Example], held_out: 
         )
     if both := sorted({one.query.person for one in learnt} & {one.query.person for one in held_out}):
         raise DataError(f"user {both[0]!r} is learnt from and held out; each person in one part")
+
+
+def check_every(labels: Sequence[int], n_classes: int) -> None:
+    """Raises DataError for a class without an example."""
+    if lacking := sorted(set(range(n_classes)) - set(labels)):
+        raise DataError(
+            f"class {lacking[0]} of {n_classes} has no example; give at least one of each, such as those of more people"
+        )
 
 
 def _class(rating: float | None, n_classes: int, user_id: str) -> int:

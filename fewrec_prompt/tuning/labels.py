@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.recommender import Recommender
-from fewrec_prompt.tuning.classifying import ClassifierBackend, hidden, labels_of, n_classes_of, prompts_of
+from fewrec_prompt.tuning.classifying import ClassifierBackend, hidden, labels_of, prompts_of
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.lessons import Lesson, Measured
 from fewrec_prompt.tuning.mixture import Draw
@@ -56,29 +56,27 @@ class OverLabels:
         return False
 
     def before(self, recommender: Recommender, examples: Sequence[Example]) -> tuple[float, float]:
-        """Of a recommender without a classifier: of shares that look at no item."""
-        classes = [self._classes(recommender, one) for one in examples]
-        if isinstance(recommender.backend, ClassifierBackend):
-            shares, _ = self._told(recommender, examples)
-        else:
-            blind = frequencies(torch.cat(classes), n_classes_of(recommender))
-            shares = [blind.expand(len(own), -1) for own in classes]
-        losses = map(cross_entropy, shares, (own.to(of.device) for own, of in zip(classes, shares, strict=True)))
+        """Of the classifier as it begins, or of an earlier round's: its shares have no scale."""
+        losses = map(cross_entropy, *self._told(recommender, examples))
         return 0.0, float(torch.stack(list(losses)).mean())
 
     def measured(self, recommender: Recommender) -> Measured:
+        """Log-loss as it is learnt, each question counting alike, and how right all classes are."""
         with torch.no_grad():
-            told, right = map(torch.cat, self._told(recommender, self.lesson.held_out))
-            loss = float(cross_entropy(told, right))
-        return Measured(loss, asdict(judge(told.argmax(-1).tolist(), right.tolist(), told.shape[1])))
+            shares, right = self._told(recommender, self.lesson.held_out)
+            loss = float(torch.stack([*map(cross_entropy, shares, right)]).mean())
+        found = [own.argmax(-1) for own in shares]
+        return Measured(loss, asdict(judge(torch.cat(found).tolist(), torch.cat(right).tolist(), shares[0].shape[1])))
 
     def states(self, recommender: Recommender, examples: Sequence[Example], *, grad: bool = False) -> torch.Tensor:
         """Hidden states (n_labels, width) of all that these people judged, as the model below makes them now."""
         return torch.cat(self._states(recommender, examples, grad))
 
-    def classes(self, recommender: Recommender, examples: Sequence[Example]) -> torch.Tensor:
-        """The class of each of `states`, (n_labels,)."""
-        return torch.cat([self._classes(recommender, one) for one in examples])
+    def classes(self, recommender: Recommender, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The class of each of `states`, (n_labels,), and its share of the loss of these people, (n_labels,)."""
+        each = [self._classes(recommender, one) for one in examples]
+        weights = [torch.full((len(own),), 1 / len(own) / len(each)) for own in each]
+        return torch.cat(each), torch.cat(weights)
 
     def _told(
         self, recommender: Recommender, examples: Sequence[Example], grad: bool = False
@@ -115,9 +113,10 @@ def _states(
     return list(states.split([len(own) for own in prompts]))
 
 
-def frequencies(classes: torch.Tensor, n_classes: int) -> torch.Tensor:
-    """Log of how frequent each class is, had each been seen once more, (n_classes,)."""
-    return (torch.bincount(classes, minlength=n_classes) + 1.0).log().log_softmax(0)
+def frequencies(classes: torch.Tensor, weights: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """Log of how frequent each class is, had each been seen once more, (n_classes,); weights have the sum 1."""
+    seen = len(classes) * torch.bincount(classes, weights.double(), n_classes)
+    return (seen + 1.0).log().log_softmax(0).float()
 
 
 def judge(found: Sequence[int], right: Sequence[int], n_classes: int) -> Judged:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.data.training import Training
 from fewrec_prompt.display import MAIN, main_metric
 from fewrec_prompt.errors import BudgetError, DataError
@@ -20,7 +21,7 @@ from fewrec_prompt.tuning.classifying import check_labels, labels_of
 from fewrec_prompt.tuning.examples import Example, check_places
 from fewrec_prompt.tuning.histories import Histories
 from fewrec_prompt.tuning.losses import LossName, best_scale, check_answers
-from fewrec_prompt.tuning.settings import METHODS, NegativesName, Settings
+from fewrec_prompt.tuning.settings import CLASSIFIERS, NegativesName, Settings
 
 OF_CLASSES = "log-loss"  # the metric by which classifiers are told apart
 
@@ -68,8 +69,8 @@ class Lesson:
             raise DataError("there is nobody to learn from; give at least one example")
         for example in (*self.examples, *self.held_out, *self.earlier):
             check_places(example)
-        if METHODS[settings.method].classifies:
-            check_labels(self.recommender, self.examples, self.held_out)
+        if settings.method in CLASSIFIERS:
+            check_labels(self.recommender, self.examples, self.held_out, every=settings.method == "prototypes")
             return
         check_trains(self.recommender.verbalizer, self.recommender.calibration)
         kind = self.recommender.verbalizer.kind
@@ -89,10 +90,13 @@ class Lesson:
             query = example.query
             check_answers(self.loss, len(query.candidates), len(example.relevant), query.user_id)
 
-    def labelled(self) -> Lesson:
+    def labelled(self, say: Say = quiet) -> Lesson:
         """The same for a classifier: without those who have judged nothing in the way in which the recommender asks."""
         parts = (self.examples, self.held_out, self.earlier)
-        kept = (tuple(one for one in part if labels_of(self.recommender, one)) for part in parts)
+        kept = [tuple(one for one in part if labels_of(self.recommender, one)) for part in parts]
+        if n_others := sum(map(len, parts)) - sum(map(len, kept)):
+            nobody = "; nobody is held out" if self.held_out and not kept[1] else ""
+            say(f"{self.name or 'these'}: {n_others} people have judged no item that is asked about, left out{nobody}")
         examples, held_out, earlier = kept
         return replace(self, examples=examples, held_out=held_out, earlier=earlier, metric=OF_CLASSES)
 

@@ -32,13 +32,12 @@ from fewrec_prompt.tuning import checkpoint
 from fewrec_prompt.tuning.classifiers import begin_head, look
 from fewrec_prompt.tuning.examples import Example, parted
 from fewrec_prompt.tuning.identity import Earlier, identity
-from fewrec_prompt.tuning.labels import OverLabels
 from fewrec_prompt.tuning.lessons import Lesson, Measured, instruction
 from fewrec_prompt.tuning.methods import Learner, Tensors, begin
 from fewrec_prompt.tuning.mixture import Draw, Mixture, shares
 from fewrec_prompt.tuning.outcome import Pass, Tuned, line, metrics_of
 from fewrec_prompt.tuning.passes import First, Kind, kinds_of
-from fewrec_prompt.tuning.settings import METHODS, Settings
+from fewrec_prompt.tuning.settings import CLASSIFIERS, METHODS, Settings
 from fewrec_prompt.tuning.stepping import Stepper
 from fewrec_prompt.tuning.tracking import Tracking, numbers_of
 from fewrec_prompt.types import Query
@@ -46,8 +45,8 @@ from fewrec_prompt.types import Query
 T = TypeVar("T")
 _Asked: TypeAlias = tuple[Draw, Example]
 Watch: TypeAlias = Callable[[int, float], None]
-"""Called after each pass with its number and the metric of those held out, or else minus the loss; may raise to
-stop."""
+"""Called after each pass with its number and the metric of those held out (minus the loss where nobody is); may raise
+to stop."""
 
 
 def tune(
@@ -95,12 +94,12 @@ def tune_together(
     settings = settings.complete()
     for lesson in lessons:
         lesson.check(settings)
-    if METHODS[settings.method].classifies:
-        lessons = [lesson.labelled() for lesson in lessons]
+    if settings.method in CLASSIFIERS:
+        lessons = [lesson.labelled(say) for lesson in lessons]
     if settings.method == "prototypes":
         if earlier is not None:
             raise DataError("prototypes are one look at the examples, with no round to go on from; make them anew")
-        return look(lessons, settings)
+        return look(lessons, settings, track or Tracking(), say)
     state = _Training(tuple(lessons), backend, settings, say, earlier)
     return state.run(folder, watch, track or Tracking())
 
@@ -152,7 +151,8 @@ class _Training:
         self.identity = identity(settings, self.lessons, self.backend, self.earlier)
         self.kinds = [kinds_of(lesson, settings) for lesson in self.lessons]
         starts = [lesson.recommender for lesson in self.lessons]
-        if self.earlier is None:
+        bare = self.earlier is None and settings.method not in CLASSIFIERS  # or what it begins with is asked first
+        if bare:
             self.first = self._first(starts)
             before = self.first.fitted(starts)
         begin_time = time.perf_counter()
@@ -165,6 +165,7 @@ class _Training:
             self.learner.adopt(self.earlier.tensors)
             self.anchor = {name: weights.detach().clone() for name, weights in self.learner.parameters().items()}
             self.earlier_loss = self._loss_of_earlier()
+        if not bare:
             self.first = self._first(self.tuned)
             before = self.first.fitted(self.tuned)
         log_scales, self.losses_before = before
@@ -173,17 +174,12 @@ class _Training:
         self.stepper = Stepper(groups, self.log_scales, settings.weight_decay, self.n_steps)
 
     def _begun(self, starts: Sequence[Recommender]) -> Learner:
-        if METHODS[self.settings.method].classifies:
-            labels = [kinds.answers for kinds in self.kinds if isinstance(kinds.answers, OverLabels)]
-            return begin_head(labels, starts, self.settings, self.n_steps)
+        if self.settings.method in CLASSIFIERS:
+            return begin_head([kinds.labels for kinds in self.kinds], starts, self.settings, self.n_steps)
         return begin(self.backend, self.settings, instruction=instruction(starts), n_steps=self.n_steps)
 
     def run(self, folder: Path | None, watch: Watch | None, track: Tracking) -> Tuned:
-        about = self.settings.to_dict() | {
-            "metric": metrics_of(self.lessons),
-            "tasks": ", ".join(self._by_name(self.lessons)),
-        }
-        with track.to_them(about, cpu=self.backend.mode.device == "cpu") as self.accelerator:
+        with track.telling(self.settings, self.lessons) as self.accelerator:
             self._resume(folder)
             self.accelerator.wait_for_everyone()  # nobody writes before all have read
             if not self.passes:
@@ -289,9 +285,12 @@ class _Training:
         """Gradients of all processes, summed."""
         if self.accelerator.num_processes == 1:
             return
-        for weights in self.stepper.weights:
-            gradient = torch.zeros_like(weights) if weights.grad is None else weights.grad
-            weights.grad = self.accelerator.reduce(gradient, "sum")
+        own = torch.tensor([weights.grad is not None for weights in self.stepper.weights], dtype=torch.float)
+        anywhere = self.accelerator.reduce(own.to(self.accelerator.device), "sum").tolist()
+        for weights, n_processes in zip(self.stepper.weights, anywhere, strict=True):
+            if n_processes:  # else it stays as it is, as in one process
+                gradient = torch.zeros_like(weights) if weights.grad is None else weights.grad
+                weights.grad = self.accelerator.reduce(gradient, "sum")
 
     def _summed(self, values: np.ndarray) -> np.ndarray:
         if self.accelerator.num_processes == 1:

@@ -362,7 +362,7 @@ def begin(backend: LocalBackend, settings: Settings, *, instruction: str, n_step
         case "full":
             return Full(backend)
         case _:
-            raise ModelError(f"{settings.method!r} learns on top of a model; see tuning/classifiers.py")
+            raise AssertionError(f"{settings.method!r} stands on top of a model, where begin_head puts it")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ class Pass:
     of: PassName  # histories: plain modelling of the next title
     losses: Mapping[str, float]  # mean over the draws of a task, in nats
     loss: float  # their mean, each task by its share of a pass
-    metrics: Mapping[str, float]  # of those held out, fractions; of the tasks that hold somebody out
+    metrics: Mapping[str, float]  # of those held out, fractions or (log-loss) nats; of tasks that hold somebody out
     metric: float | None  # their mean, each task alike; None where nobody is held out
     seconds: float
     tokens_per_second: float
@@ -92,7 +92,8 @@ class Tuned:
     def zero_shot_loss(self) -> float:
         """Before training, on the questions of the first pass that counts (Settings.goal), at the scale that suits.
 
-        Of an earlier round's weights where there was one, else of the untrained model.
+        Of an earlier round's weights where there was one, else of the untrained model; of a classifier, of shares that
+        look at no item.
         """
         return self.passes[0].loss
 

@@ -22,7 +22,7 @@ from fewrec_prompt.tuning.lessons import Lesson, Measured
 from fewrec_prompt.tuning.losses import LOSSES
 from fewrec_prompt.tuning.mixture import Draw
 from fewrec_prompt.tuning.negatives import Negatives
-from fewrec_prompt.tuning.settings import METHODS, PassName, Settings
+from fewrec_prompt.tuning.settings import CLASSIFIERS, METHODS, PassName, Settings
 from fewrec_prompt.types import Question, TokenLogprobs
 
 
@@ -114,6 +114,12 @@ class Kinds:
     answers: OverAnswers | OverLabels
     histories: OverHistories | None = None
 
+    @property
+    def labels(self) -> OverLabels:
+        """Of a classifier."""
+        assert isinstance(self.answers, OverLabels), "it is one"
+        return self.answers
+
     def of(self, name: PassName) -> Kind:
         """By what the settings call a pass."""
         found = self.histories if name == "histories" else self.answers
@@ -123,7 +129,7 @@ class Kinds:
 
 def kinds_of(lesson: Lesson, settings: Settings) -> Kinds:
     """What the passes of these settings are over. Raises DataError as Negatives do."""
-    if METHODS[settings.method].classifies:
+    if settings.method in CLASSIFIERS:
         return Kinds(OverLabels(lesson, fixed=METHODS[settings.method].inside is None))
     negatives = Negatives(lesson.negatives, lesson.training, settings.seed)
     return Kinds(

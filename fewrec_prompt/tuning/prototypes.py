@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fewrec_prompt.errors import DataError
+from fewrec_prompt.tuning.classifying import check_every
 
 _TINY = 1e-6
 
@@ -36,11 +36,7 @@ class Prototypes:
     def of(cls, states: npt.NDArray[np.floating[Any]], labels: Sequence[int], n_classes: int) -> Prototypes:
         """From states (n, width) and their classes. Raises DataError for a class without a state."""
         marks = np.asarray(labels)
-        if lacking := sorted(set(range(n_classes)) - set(marks.tolist())):
-            raise DataError(
-                f"class {lacking[0]} of {n_classes} has no example; give at least one of each, such as those of more "
-                "people"
-            )
+        check_every(labels, n_classes)
         states = states.astype(np.float64)
         centre, spread = states.mean(0), np.maximum(states.std(0), _TINY)
         scaled = (states - centre) / spread

@@ -7,7 +7,7 @@ What a tracker records by itself (host, program, git commit) is that tracker's o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -16,7 +16,9 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, get_available_trackers
 
 from fewrec_prompt.errors import FewrecError, did_you_mean
-from fewrec_prompt.tuning.outcome import Pass
+from fewrec_prompt.tuning.lessons import Lesson
+from fewrec_prompt.tuning.outcome import Pass, metrics_of
+from fewrec_prompt.tuning.settings import Settings
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 Tracker: TypeAlias = TrackerName | GeneralTracker
@@ -39,6 +41,11 @@ class Tracking:
         for tracker in self.trackers:
             if isinstance(tracker, str):
                 _check(tracker)
+
+    def telling(self, settings: Settings, lessons: Sequence[Lesson]) -> AbstractContextManager[Accelerator]:
+        """The accelerator of a training, whose trackers know how it learns and what from."""
+        about = settings.to_dict() | {"metric": metrics_of(lessons), "tasks": ", ".join(one.name for one in lessons)}
+        return self.to_them(about, cpu=lessons[0].recommender.backend.mode.device == "cpu")
 
     @contextmanager
     def to_them(self, about: Mapping[str, Any], *, cpu: bool) -> Iterator[Accelerator]:
