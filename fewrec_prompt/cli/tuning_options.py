@@ -6,7 +6,12 @@ from typing import Annotated
 
 import typer
 
-Prompt = Annotated[str | None, typer.Option(help="Template; by default the task's first calibrated row.")]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        help="Template; by default the task's first calibrated row, of classifiers the first that judges or rates."
+    ),
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the people; the method's own by default.")]
 LearningRate = Annotated[float | None, typer.Option(help="The method's own by default.")]
 Batch = Annotated[int, typer.Option(help="People a step.")]
