@@ -292,8 +292,10 @@ def test_a_row_of_another_kind_is_refused_before_a_model_is_loaded(prompt: str, 
         (["--method", "mix", "--track", "mlflow"], "'mix' learns from the shots of one task alone; leave --track out"),
         (
             ["--method", "lora", "--search", "2", "--from", "x"],
-            "--search tries settings on the shots of one task; leave --from out",
+            "--search tries settings on the shots of one task, and tests the best; leave --from out",
         ),
+        (["--method", "head", "--search", "2", "--test"], "tests the best; leave --test out"),
+        (["--method", "mix", "--test"], "--test: means nothing without a classifier as --method"),
         (["--method", "lora", "--popularity"], "--popularity belongs to --method mix, not to 'lora'"),
     ],
 )

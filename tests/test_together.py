@@ -355,4 +355,6 @@ def test_the_command_takes_several_tasks(model: Path, here: Path) -> None:
     assert "3 + 2" in listed.output
     refused = run(app, ["tune", "tiny", "books", "--search", "2", "--out", "a/y", *plain])
     assert refused.exit_code != 0
-    assert "--search tries settings on the shots of one task; leave other tasks out" in str(refused.exception)
+    assert "--search tries settings on the shots of one task, and tests the best; leave other tasks out" in str(
+        refused.exception
+    )

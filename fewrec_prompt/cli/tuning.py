@@ -129,12 +129,12 @@ def tune(
 
     if method != "mix" and method not in METHODS:
         raise FewrecError(f"unknown method {method!r}; {did_you_mean(method, ('mix', *METHODS))}")
+    _check_needed("a classifier as --method", method in CLASSIFIERS, {"--test": test})
     _check_flags(
         method,
         {"--popularity": popularity, "--adapter": adapter},
-        {"--search": search, "--from": start, "--track": track, "other tasks": task[1:]},
+        {"--search": search, "--from": start, "--track": track, "other tasks": task[1:], "--test": test},
     )
-    _check_needed("a classifier as --method", method in CLASSIFIERS, {"--test": test})
     asked = {one.name: ctx.params[one.name] for one in fields(Settings) if one.name not in ("method", "seed")}
     check_read(method, asked, _flag)
     _check_needed("--from", start, {"--replay": replay != _REPLAY, "--pull": pull})
@@ -189,11 +189,12 @@ def _check_flags(method: str, of_mix: Mapping[str, object], of_loop: Mapping[str
         raise FewrecError(f"{misplaced[0]} belongs to --method mix, not to {method!r}")
     if given and method == "mix":
         raise FewrecError(f"{method!r} learns from the shots of one task alone; leave {', '.join(given)} out")
-    of_passes = [flag for flag in given if flag != "other tasks"]
+    of_passes = [flag for flag in given if flag not in ("other tasks", "--test")]
     if of_passes and method == "prototypes":
         raise FewrecError(f"{method!r} are one look at the shots, without passes; leave {', '.join(of_passes)} out")
     if given != ["--search"] and "--search" in given:
-        raise FewrecError(f"--search tries settings on the shots of one task; leave {', '.join(given[1:])} out")
+        others = ", ".join(given[1:])
+        raise FewrecError(f"--search tries settings on the shots of one task, and tests the best; leave {others} out")
 
 
 def _check_needed(needed: str, there: object, of_it: Mapping[str, object]) -> None:
