@@ -28,6 +28,7 @@ from fewrec_prompt.significance import (
     bootstrap_intervals,
     detectable,
     holm,
+    number,
     permutation_p,
     smallest_shown,
     verdict,
@@ -68,7 +69,7 @@ class Difference:
         interval = {"difference": self.difference.value, "low": self.difference.low, "high": self.difference.high}
         numbers = {"a": self.a, "b": self.b} | interval
         numbers |= {"p_value": self.p_value, "p_holm": self.p_holm, "smallest_shown": self.smallest}
-        known = {name: None if math.isnan(number) else number for name, number in numbers.items()}
+        known = {name: number(value) for name, value in numbers.items()}
         return {"metric": self.metric} | known | {"n_users": self.difference.n_users, "verdict": self.verdict}
 
 

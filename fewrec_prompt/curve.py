@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +148,7 @@ def _tell(study: Study, cells: Sequence[Cell], against: str) -> list[Line]:
     if all(cell.method != against for cell in cells):
         return []
     lines = table(cells, study.metrics, study.task.settings.seed, against)
-    told = [{name: None if value != value else value for name, value in asdict(line).items()} for line in lines]
-    write_text(study.out / TABLE, dump({"against": against, "lines": told}))  # a metric that nobody has is null
+    write_text(study.out / TABLE, dump({"against": against, "lines": [line.to_dict() for line in lines]}))
     write_text(study.out / PICTURE, picture(lines, study.task.name, against))
     return lines
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from fewrec_prompt import charts
 from fewrec_prompt.cells import NOT_LEARNED, ZERO, Cell, statistic
 from fewrec_prompt.display import figure, points
 from fewrec_prompt.errors import RunError
-from fewrec_prompt.significance import Bootstrapped
+from fewrec_prompt.significance import Bootstrapped, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,10 @@ class Line:
     train_seconds: float
     ms_per_user: float
     not_learned: tuple[int, ...] = ()  # the seeds of adapters whose training loss never beat that before training
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; null where nobody has a value."""
+        return {name: number(value) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
 
 def table(cells: Sequence[Cell], metrics: Sequence[str], seed: int, against: str = ZERO) -> list[Line]:

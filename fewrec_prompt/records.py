@@ -5,7 +5,6 @@ Plain data only. Which files there are and how they get on disk stands in evalua
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -20,7 +19,7 @@ from fewrec_prompt.metrics import Measured
 from fewrec_prompt.rendering import Render
 from fewrec_prompt.scoring import Row, Scored
 from fewrec_prompt.seeds import rng_for
-from fewrec_prompt.significance import Interval, bootstrap_intervals
+from fewrec_prompt.significance import Interval, bootstrap_intervals, number
 from fewrec_prompt.slices import attributes, slices
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.text import shown_title
@@ -138,11 +137,6 @@ def _left_out(measured: Measured) -> dict[str, float]:
 def interval(found: Interval) -> dict[str, float | None]:
     """An interval as JSON holds it."""
     return {"value": number(found.value), "low": number(found.low), "high": number(found.high)}
-
-
-def number(value: float) -> float | None:
-    """JSON has no NaN: what nobody has a value for is null."""
-    return None if math.isnan(value) else value
 
 
 def ranking_columns(scored: Sequence[Scored]) -> dict[str, list[Any]]:

@@ -40,7 +40,7 @@ from fewrec_prompt.finished import FinishedRun
 from fewrec_prompt.metrics.naming import is_own_name
 from fewrec_prompt.runs import RunStore, dump, finished, own_folder, run_store
 from fewrec_prompt.scoring import Job, Progress, Row, silent
-from fewrec_prompt.significance import Choice, Floats, Interval, bootstrap_interval, bootstrap_intervals, choice
+from fewrec_prompt.significance import Choice, Floats, Interval, bootstrap_interval, bootstrap_intervals, choice, number
 from fewrec_prompt.space import Grid, Space, Trial, grid, run_trials
 from fewrec_prompt.task_settings import BASELINES, RowSettings
 from fewrec_prompt.tasks import Task
@@ -384,11 +384,11 @@ def _record(
         },
         "winner": _named(table, best),
         "default": _named(table, table.default) | records.interval(bootstrap_interval(default, plan.seed)),
-        "expected": records.number(luck.expected),
+        "expected": number(luck.expected),
         "n_level": sum(1 for row in ranked[1:] if behind[row].low <= 0 <= behind[row].high),
         "failed": {table.name(trial.row): why for trial in trials if (why := table.failure(trial.row))},
         "candidates": list(_candidates(table, ranked, values, behind, luck)),
-        "trials": [{"name": table.name(trial.row), "value": records.number(trial.value)} for trial in trials],
+        "trials": [{"name": table.name(trial.row), "value": number(trial.value)} for trial in trials],
         "model": header["model"],
         "versions": header["versions"],
     }

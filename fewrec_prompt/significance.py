@@ -46,6 +46,11 @@ class Interval:
     n_excluded: int  # that have none (NaN)
 
 
+def number(value: float) -> float | None:
+    """For JSON, which has no NaN: what nobody has a value of is null."""
+    return None if math.isnan(value) else value
+
+
 def bootstrap_interval(values: Floats, seed: int, level: float = LEVEL, n_resamples: int = N_RESAMPLES) -> Interval:
     """Percentile bootstrap interval of the mean over users (Efron & Tibshirani 1993, chapter 13).
 

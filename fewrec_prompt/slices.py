@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fewrec_prompt.data.queries import QuerySet
-from fewrec_prompt.significance import Floats, Interval, bootstrap_intervals, difference_intervals
+from fewrec_prompt.significance import Floats, Interval, bootstrap_intervals, difference_intervals, number
 from fewrec_prompt.types import Query
 
 Attribute = Sequence[str | None]
@@ -43,7 +43,7 @@ class Slice:
         """JSON-ready; null where there is nothing to say."""
         numbers = {"value": self.mean.value, "low": self.mean.low, "high": self.mean.high}
         gap = {"gap": self.gap.value, "gap_low": self.gap.low, "gap_high": self.gap.high}
-        known = {name: None if np.isnan(value) else value for name, value in (numbers | gap).items()}
+        known = {name: number(value) for name, value in (numbers | gap).items()}
         names = {"attribute": self.attribute, "group": self.group, "row": self.row, "metric": self.metric}
         return names | {"n_users": self.mean.n_users} | known
 

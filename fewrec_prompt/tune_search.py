@@ -184,6 +184,8 @@ def proposed(trial: optuna.Trial, settings: Settings) -> Settings:
     """What a trial tries: the numbers that matter for the method, around its defaults; the rest as it is given."""
     own = METHODS[settings.method]
     rate, epochs = own.rate, own.epochs
+    assert rate is not None, "a method that trains nothing is refused"
+    assert epochs is not None, "the same"
     values: dict[str, Any] = {
         "learning_rate": trial.suggest_float("learning_rate", rate / 10, min(1.0, rate * 10), log=True),
         "weight_decay": trial.suggest_float("weight_decay", 0.0, 0.1),

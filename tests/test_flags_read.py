@@ -106,3 +106,7 @@ def test_every_setting_is_read_by_some_method() -> None:
     known = {field.name for field in fields(Settings)} - {"method", "seed"}
     assert frozenset().union(*(one.reads for one in METHODS.values())) == known
     assert set(METHODS) == {*get_args(MethodName)}
+
+
+def test_prototypes_make_not_even_one_pass() -> None:
+    assert "'prototypes' makes no use of --epochs;" in said("--method", "prototypes", "--epochs", "1")

@@ -339,11 +339,30 @@ def test_what_a_model_cannot_take_is_said_of_the_method_that_was_asked(
         tune_task(task, settings("head-full"), 4, tmp_path / "x", row=JUDGE, backend=rounded)
 
 
-def test_two_processes_write_prototypes_once(task: tasks.Task, model: Path, tmp_path: Path) -> None:
-    words = ["tune", "tiny", "--model", str(model), "--method", "prototypes", "--prompt", "judge", "--shots", "4"]
+def in_two(model: Path, out: Path, *words: str) -> str:
+    """What two processes say that learn together from the people of "tiny"."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "fewrec_prompt.cli"]
-    flags = ["--precision", "fp32", "--device", "cpu", "--out", str(tmp_path / "x")]
+    plain = ["tune", "tiny", "--model", str(model), "--prompt", "judge", "--shots", "4", "--out", str(out)]
     settings = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *words, *flags], env=settings, capture_output=True, text=True, check=False)
+    flags = ["--precision", "fp32", "--device", "cpu"]
+    done = subprocess.run([*launch, *plain, *words, *flags], env=settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("use it") == 1
+    return done.stdout
+
+
+def test_two_processes_write_prototypes_once(model: Path, tmp_path: Path) -> None:
+    assert in_two(model, tmp_path / "x", "--method", "prototypes").count("use it") == 1
+
+
+def test_two_processes_learn_the_head_that_one_learns(task: tasks.Task, model: Path, tmp_path: Path) -> None:
+    """The words' head has no gradient, so nothing may change it: a decay would, where two add up nothing."""
+    how = ["--method", "head-full", "--epochs", "2", "--batch", "2", "--weight-decay", "0.5"]
+    assert in_two(model, tmp_path / "two", *how).count("use it") == 1
+    alone = Settings("head-full", epochs=2, batch=2, weight_decay=0.5)
+    tune_task(task, alone, 4, tmp_path / "one", row=JUDGE, backend=backend(model))
+    one, two = (adapters.read(tmp_path / name).tensors for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, weights in one.items():
+        assert np.allclose(weights, two[name], atol=1e-5), name
+    untouched = dict(backend(model).model.named_parameters())["lm_head.weight"]
+    assert torch.equal(two["lm_head.weight"], untouched)

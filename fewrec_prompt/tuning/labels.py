@@ -68,9 +68,9 @@ class OverLabels:
         found = [own.argmax(-1) for own in shares]
         return Measured(loss, asdict(judge(torch.cat(found).tolist(), torch.cat(right).tolist(), shares[0].shape[1])))
 
-    def states(self, recommender: Recommender, examples: Sequence[Example], *, grad: bool = False) -> torch.Tensor:
+    def states(self, recommender: Recommender, examples: Sequence[Example]) -> torch.Tensor:
         """Hidden states (n_labels, width) of all that these people judged, as the model below makes them now."""
-        return torch.cat(self._states(recommender, examples, grad))
+        return torch.cat(self._states(recommender, examples, grad=False))
 
     def classes(self, recommender: Recommender, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         """The class of each of `states`, (n_labels,), and its share of the loss of these people, (n_labels,)."""

@@ -117,7 +117,7 @@ class Tuned:
             return []
         if self.again is not None:
             return [self.again]
-        return [done for done in self.passes[self.best_epoch : self.best_epoch + 2] if done.of == self.settings.goal]
+        return [done for done in self.passes[self.best_epoch : self.best_epoch + 2] if done.of == self.passes[-1].of]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: everything but the weights."""

@@ -88,19 +88,13 @@ class Settings:
         """What each pass of complete settings is over; "start" is the measuring before them."""
         plan: list[PassName] = ["start"]
         plan += ["histories"] * self.warm_up
-        plan += ["answers"] * self.n_epochs
+        plan += ["answers"] * (self.epochs or 0)
         return tuple(plan)
 
     @property
     def goal(self) -> PassName:
         """What complete settings learn in the end, by whose loss it is told whether they did."""
         return self.passes[-1]
-
-    @property
-    def n_epochs(self) -> int:
-        """Passes over the answers, of complete settings."""
-        assert self.epochs is not None, "settings are completed first"
-        return self.epochs
 
     def n_batches(self, n_people: int) -> int:
         """Steps of a pass over so many people."""
@@ -163,12 +157,13 @@ _RANKS = frozenset({"rank", "targets", "dropout"})
 class Method:
     """What is known of a method before it learns.
 
-    `rate` and `epochs` are its own where nothing is said, `reads` the settings that it makes use of, beside the seed,
-    `inside` what learns in the model, and `classifies` whether it tells classes apart by hidden states.
+    `rate` and `epochs` are its own where nothing is said (None: it makes no passes), `reads` the settings that it makes
+    use of, beside the seed, `inside` what learns in the model, and `classifies` whether it tells classes apart by
+    hidden states.
     """
 
-    rate: float
-    epochs: int
+    rate: float | None
+    epochs: int | None
     reads: frozenset[str]
     inside: MethodName | None
     classifies: bool = False
@@ -186,7 +181,7 @@ METHODS: Mapping[str, Method] = {
     "head-lora": Method(1e-3, 4, _EVERY_PASS | _RANKS | {"checkpointing"}, "lora", classifies=True),
     "head-full": Method(3e-5, 4, _EVERY_PASS | {"checkpointing"}, "full", classifies=True),
     # nothing is trained: one look at the examples
-    "prototypes": Method(1.0, 1, frozenset({"held_out", "temperature"}), None, classifies=True),
+    "prototypes": Method(None, None, frozenset({"held_out", "temperature"}), None, classifies=True),
 }
 CLASSIFIERS = tuple(name for name, method in METHODS.items() if method.classifies)
 
@@ -201,14 +196,10 @@ def unread(method: str, values: Mapping[str, Any]) -> list[str]:
 
     A method that is none of METHODS, such as a mix, reads none.
     """
-    own = METHODS.get(method)
-    defaults: dict[str, tuple[Any, ...]] = {
-        field.name: (field.default,) for field in fields(Settings) if field.name not in ("method", "seed")
-    }
-    if own is not None:
-        defaults |= {"learning_rate": (None, own.rate), "epochs": (None, own.epochs)}
-    given = [name for name, usual in defaults.items() if values.get(name, usual[0]) not in usual]
-    return [name for name in given if own is None or name not in own.reads]
+    defaults = {field.name: field.default for field in fields(Settings) if field.name not in ("method", "seed")}
+    given = [name for name, default in defaults.items() if values.get(name, default) != default]
+    reads = METHODS[method].reads if method in METHODS else ()
+    return [name for name in given if name not in reads]
 
 
 def check_read(method: str, values: Mapping[str, Any], called: Callable[[str], str] = str) -> None:
