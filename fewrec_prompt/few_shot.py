@@ -143,7 +143,7 @@ def tune_task(
     tuned = tune_together(lessons, settings, earlier=start, folder=scratch, track=tracking, watch=watch, say=say)
     for part, own in zip(tests, tuned.recommenders, strict=False):
         say(f"{part.name}: {len(part.held_out)} people who are tested are judged, once")
-        tuned = replace(tuned, tested={**tuned.tested, part.name: OverLabels(part, fixed=True).measured(own)})
+        tuned = replace(tuned, tested={**tuned.tested, part.name: OverLabels(part, fixed=False).measured(own)})
     about = {
         "tasks": {
             lesson.name: about_of(own, people, n) | _taught(lesson, settings)

@@ -1,9 +1,10 @@
 """Search how to learn: learning rate, weight decay, dropout, size and passes, chosen on people held out of the shots.
 
 Optuna proposes (TPE, Bergstra et al. 2011) and stops what falls behind (median rule). Every trial learns from the same
-people and is judged on the same held-out ones. What it tries depends on the seed and on the trials before it, and a
-finished trial is kept: a search that stopped takes the way it would have taken. The test users are not looked at here:
-whoever wants the winner's result evaluates it once.
+people and is judged on the same held-out ones; where the model stays as it is, their states are computed once for all
+trials. What a trial tries depends on the seed and on the trials before it, and a finished one is kept: a search that
+stopped takes the way it would have taken. The test users are not looked at here: whoever wants the winner's result
+evaluates it once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from fewrec_prompt.backends.precision import AUTO, Numerics
 from fewrec_prompt.display import figure
 from fewrec_prompt.errors import BudgetError, DataError, FewrecError, ModelError, NumericError, RunError
 from fewrec_prompt.evaluation import load_backend
-from fewrec_prompt.few_shot import about_of, check_free, fitting, recommender_of, row_to_tune, trainable, tune_task
+from fewrec_prompt.few_shot import about_of, check_free, lesson_of, row_to_tune, trainable, tune_task
 from fewrec_prompt.metrics import better_of
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.shots import Shots, learnable, shots_of
@@ -29,8 +31,8 @@ from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tasks import Task
 from fewrec_prompt.tuning import adapters
 from fewrec_prompt.tuning.examples import SMALLEST_SPLIT
-from fewrec_prompt.tuning.lessons import OF_CLASSES, metric_to_stop_by
-from fewrec_prompt.tuning.loop import tune
+from fewrec_prompt.tuning.lessons import OF_CLASSES, Lesson, metric_to_stop_by
+from fewrec_prompt.tuning.loop import tune_together
 from fewrec_prompt.tuning.outcome import Tuned
 from fewrec_prompt.tuning.settings import CLASSIFIERS, METHODS, Settings
 
@@ -117,7 +119,7 @@ def _check_held_out(found: Shots, settings: Settings) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Trying:
     """What all trials of a search share."""
 
@@ -129,6 +131,14 @@ class _Trying:
     shots: Shots
     backend: Backend
     say: Say
+
+    def _asking(self, backend: Backend) -> Lesson:
+        return lesson_of(self.task, self.row, self.shots, backend, self.settings)
+
+    @cached_property
+    def lesson(self) -> Lesson:
+        """Of all trials that learn in one model."""
+        return self._asking(self.backend)
 
     def run(self, n: int) -> None:
         """The trial that comes after n others. If it cannot learn, the reason is told and kept."""
@@ -162,16 +172,9 @@ class _Trying:
                 raise optuna.TrialPruned
 
         backend = trainable(self.backend, settings.method, self.task, self.say)
+        lesson = self.lesson if backend is self.backend else self._asking(backend)
         try:
-            tuned = tune(
-                recommender_of(self.task, self.row, backend),
-                self.shots.learnt,
-                fitting(settings, self.shots),
-                held_out=self.shots.held_out,
-                training=self.shots.queries.training,
-                metric=self.metric,
-                watch=watch,
-            )
+            tuned = tune_together([lesson], settings, watch=watch)
         except optuna.TrialPruned:
             return None
         value = tuned.passes[tuned.best_epoch].metric

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from fewrec_prompt.errors import DataError
 from fewrec_prompt.evaluation import Options, evaluate
 from fewrec_prompt.few_shot import tune_task
 from fewrec_prompt.task_settings import RowSettings
-from fewrec_prompt.tuning import adapters
+from fewrec_prompt.tuning import adapters, states
 from fewrec_prompt.tuning.classifiers import PREFIX
 
 # --- labelled data and ratings ---------------------------------------------------------------------------------------
@@ -129,9 +130,15 @@ def test_settings_of_a_head_are_searched_and_the_best_is_tested_once(
     labelled: tasks.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+    real = states.states_of
+    monkeypatch.setattr(
+        states, "states_of", lambda own, people: asked.extend(one.query.user_id for one in people) or real(own, people)
+    )
     flags = ["--method", "head", "--shots", "20", "--out", "adapters/x", "--search", "2", "--device", "cpu"]
     done = CliRunner().invoke(app, ["tune", str(labelled.path), *flags, "--precision", "fp32"])
     assert done.exit_code == 0, done.output
+    assert {*Counter(asked).values()} == {2}, "each person's states once for all trials, and once for the winner"
     assert "search   2 trials" in done.stdout
     assert "judge + x" in done.stdout
     tried = [line for line in done.output.splitlines() if line.startswith("trial ")]

@@ -94,9 +94,7 @@ class Toy:
     ) -> None:
         self.worth, self.errors, self.tried = worth, errors or {}, list[Settings]()
 
-    def __call__(
-        self, _recommender: object, _examples: object, settings: Settings, *, watch: Watch, **_: object
-    ) -> Any:
+    def __call__(self, _lessons: object, settings: Settings, *, watch: Watch) -> Any:
         self.tried.append(settings)
         if error := self.errors.get(len(self.tried) - 1):
             raise error
@@ -127,7 +125,7 @@ def test_a_search_that_was_stopped_tries_what_it_would_have_tried(
     """Also beyond the ten trials that are drawn at random before what came of them counts."""
 
     def run(out: str, toy: Toy) -> list[Settings]:
-        monkeypatch.setattr(tune_search, "tune", toy)
+        monkeypatch.setattr(tune_search, "tune_together", toy)
         search(task, SOFT, 8, tmp_path / out, 14, backend=backend(model))
         return toy.tried
 
@@ -151,7 +149,7 @@ def test_a_folder_in_the_way_is_refused_before_anything_is_trained(
     task: tasks.Task, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "x").mkdir()
-    monkeypatch.setattr(tune_search, "tune", never)
+    monkeypatch.setattr(tune_search, "tune_together", never)
     with pytest.raises(TaskError, match="x: exists already"):
         search(task, SOFT, 8, tmp_path / "x", 1, backend=backend(model))
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
@@ -162,7 +160,7 @@ def test_a_winner_that_is_there_is_not_learnt_again_nor_written_over(
 ) -> None:
     first = search(task, SOFT, 8, tmp_path / "x", 1, backend=backend(model))
     assert first.tuned is not None
-    monkeypatch.setattr(tune_search, "tune", never)
+    monkeypatch.setattr(tune_search, "tune_together", never)
     monkeypatch.setattr(tune_search, "tune_task", never)
     again = search(task, SOFT, 8, tmp_path / "x", 1, backend=backend(model))
     assert again == replace(first, tuned=None)
@@ -202,16 +200,16 @@ def test_a_loss_that_is_not_finite_fails_one_trial(
     task: tasks.Task, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    real, started = tune_search.tune, list[Settings]()
+    real, started = tune_search.tune_together, list[Settings]()
 
-    def second_is_broken(recommender: Any, examples: Any, settings: Settings, **how: Any) -> Any:
+    def second_is_broken(lessons: Any, settings: Settings, **how: Any) -> Any:
         started.append(settings)
         with monkeypatch.context() as patch:
             if len(started) == 2:
                 patch.setitem(LOSSES, "listwise", lambda scores, _relevant: scores.sum() * math.nan)
-            return real(recommender, examples, settings, **how)
+            return real(lessons, settings, **how)
 
-    monkeypatch.setattr(tune_search, "tune", second_is_broken)
+    monkeypatch.setattr(tune_search, "tune_together", second_is_broken)
     base = backend(model)
     found = search(task, SOFT, 8, tmp_path / "x", 3, backend=base, say=said.append)
     assert (found.n_trials, found.n_failed) == (3, 1)
@@ -247,7 +245,7 @@ def test_a_trial_without_a_metric_failed(
     task: tasks.Task, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, winner: list[Settings]
 ) -> None:
     values = iter((None, 0.25))
-    monkeypatch.setattr(tune_search, "tune", Toy(lambda _: next(values)))
+    monkeypatch.setattr(tune_search, "tune_together", Toy(lambda _: next(values)))
     found = search(task, SOFT, 8, tmp_path / "x", 2, backend=backend(model))
     assert (found.value, found.n_failed) == (0.25, 1)
 
@@ -256,7 +254,7 @@ def test_a_search_of_which_every_trial_failed_says_why(
     task: tasks.Task, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors = {0: ModelError("too few steps"), 1: NumericError("it is nan"), 2: ModelError("too few steps")}
-    monkeypatch.setattr(tune_search, "tune", Toy(rate, errors))
+    monkeypatch.setattr(tune_search, "tune_together", Toy(rate, errors))
     for _ in range(2):  # asked again, it says so again
         with pytest.raises(RunError, match=r"x\.search: every trial failed: too few steps \(2 times\); it is nan\. "):
             search(task, SOFT, 8, tmp_path / "x", 3, backend=backend(model))
@@ -271,7 +269,7 @@ def test_trials_are_chosen_by_the_metric_that_training_stops_by(
     """Not by the task's first one, of which less may be better."""
     said: list[str] = []
     toy = Toy(rate)
-    monkeypatch.setattr(tune_search, "tune", toy)
+    monkeypatch.setattr(tune_search, "tune_together", toy)
     judging = Options(metrics=("log-loss", "novelty@2", "MRR"), rows=(RowSettings(prompt="judge"),)).applied(task)
     found = search(judging, SOFT, 8, tmp_path / "x", 4, backend=backend(model), say=said.append)
     assert found.value == max(map(rate, toy.tried)) == winner[0].learning_rate
@@ -293,7 +291,7 @@ def test_trials_over_another_model_or_metric_are_not_mixed_in(
     monkeypatch: pytest.MonkeyPatch,
     winner: list[Settings],
 ) -> None:
-    monkeypatch.setattr(tune_search, "tune", Toy(rate))
+    monkeypatch.setattr(tune_search, "tune_together", Toy(rate))
     search(task, SOFT, 8, tmp_path / "x", 1, backend=backend(model))
     other = {"model": Options(model="another"), "metric": Options(metrics=("MRR",))}.get(change, Options())
     numerics = Numerics("bf16" if change == "precision" else "auto")

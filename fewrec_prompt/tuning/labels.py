@@ -1,24 +1,23 @@
 """Passes of a classifier: over the classes of items that each person judged or rated, told by hidden states.
 
-Where the model below the classifier stays as it is, so do its states, and each is computed once.
+Where the model below the classifier stays as it is, so do its states, and each is computed once (states.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from fewrec_prompt.backends import Backend
-from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.recommender import Recommender
-from fewrec_prompt.tuning.classifying import ClassifierBackend, hidden, labels_of, prompts_of
+from fewrec_prompt.tuning.classifying import ClassifierBackend, labels_of
 from fewrec_prompt.tuning.examples import Example
 from fewrec_prompt.tuning.lessons import Lesson, Measured
 from fewrec_prompt.tuning.mixture import Draw
+from fewrec_prompt.tuning.states import states_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,6 @@ class OverLabels:
 
     lesson: Lesson
     fixed: bool
-    _known: dict[int, torch.Tensor] = field(default_factory=dict)  # states, by the identity of a lesson's example
 
     def ask(self, draws: Sequence[Draw], _turn: int, _recommender: Recommender) -> list[Example]:
         return [self.lesson.examples[draw.place] for draw in draws]
@@ -47,7 +45,7 @@ class OverLabels:
         return torch.stack(list(losses))
 
     def n_tokens(self, recommender: Recommender, example: Example) -> int:
-        if id(example) in self._known:
+        if self.fixed and example in self.lesson.states:
             return 0
         return sum(recommender.work(one.question) for one in labels_of(recommender, example))
 
@@ -89,28 +87,13 @@ class OverLabels:
         return shares, classes
 
     def _states(self, recommender: Recommender, examples: Sequence[Example], grad: bool) -> list[torch.Tensor]:
-        backend = recommender.backend
-        model = backend.backend if isinstance(backend, ClassifierBackend) else backend
-        if not self.fixed:
-            return _states(model, recommender, examples, grad=grad)
-        for one in examples:
-            if id(one) not in self._known:
-                (self._known[id(one)],) = _states(model, recommender, [one])
-        return [self._known[id(one)] for one in examples]
+        if self.fixed:
+            return self.lesson.states.of(recommender, examples)
+        return states_of(recommender, examples, grad=grad)
 
     @staticmethod
     def _classes(recommender: Recommender, example: Example) -> torch.Tensor:
         return torch.tensor([one.label for one in labels_of(recommender, example)])
-
-
-def _states(
-    model: Backend, recommender: Recommender, examples: Sequence[Example], *, grad: bool = False
-) -> list[torch.Tensor]:
-    prompts = [prompts_of(recommender, labels_of(recommender, one)) for one in examples]
-    found = hidden(model, [prompt for own in prompts for prompt in own], grad=grad)
-    assert isinstance(model, LocalBackend), "only models that run here are tuned"
-    states = found if grad else torch.from_numpy(found).to(model.model.device)
-    return list(states.split([len(own) for own in prompts]))
 
 
 def frequencies(classes: torch.Tensor, weights: torch.Tensor, n_classes: int) -> torch.Tensor:

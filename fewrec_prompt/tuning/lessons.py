@@ -22,6 +22,7 @@ from fewrec_prompt.tuning.examples import Example, check_places
 from fewrec_prompt.tuning.histories import Histories
 from fewrec_prompt.tuning.losses import LossName, best_scale, check_answers
 from fewrec_prompt.tuning.settings import CLASSIFIERS, NegativesName, Settings
+from fewrec_prompt.tuning.states import Kept
 
 OF_CLASSES = "log-loss"  # the metric by which classifiers are told apart
 
@@ -48,7 +49,8 @@ class Lesson:
     """A task to learn: how it asks, whom it is learnt from, and how.
 
     `held_out` are people on whom `metric` is measured after each pass, `training` is where negatives are drawn from,
-    `earlier` are the people of an earlier round, on whom is measured what was forgotten.
+    `earlier` are the people of an earlier round, on whom is measured what was forgotten. `states` are those that a
+    model which stays as it is makes of all of them, for as many trainings as the lesson serves.
     """
 
     recommender: Recommender
@@ -60,6 +62,7 @@ class Lesson:
     metric: str = "nDCG@10"
     earlier: tuple[Example, ...] = ()
     name: str = ""
+    states: Kept = field(default_factory=Kept, repr=False, compare=False)
 
     def check(self, settings: Settings) -> None:
         """Raises DataError for nobody, for examples that the loss cannot use, a template or a person that a warm-up
