@@ -21,7 +21,8 @@ from fewrec_prompt.curve import curve
 from fewrec_prompt.errors import ArtifactError, DataError, FewrecError, ModelError
 from fewrec_prompt.few_shot import tune_task
 from fewrec_prompt.task_settings import RowSettings
-from fewrec_prompt.tuning.settings import Settings
+from fewrec_prompt.tuning import adapters
+from fewrec_prompt.tuning.settings import METHODS, Settings
 
 PMI = RowSettings(prompt="complete", calibrate="pmi")
 ONCE = {"epochs": 1, "held_out": 0.0}
@@ -133,16 +134,26 @@ def test_flags_of_the_command_reach_the_training(model: Path, tmp_path: Path, mo
     """A study says those that were given; of the others nothing, so that earlier studies go on."""
     monkeypatch.chdir(tmp_path)
     plainly = ["--model", str(model), "--precision", "fp32", "--device", "cpu", "--shots", "2", "--epochs", "1"]
-    given = ["--targets", "all", "--rank", "2", "--learning-rate", "0.002", "--batch", "1"]
-    words = ["curve", "tiny", "--methods", "lora", "--prompt", "complete", *plainly]
-    for out, more in (("plain", []), ("told", given)):
+    given = {"targets": "all", "rank": 2, "learning_rate": 0.002, "batch": 1, "tokens": 3, "init": "vocabulary"}
+    given |= {"dropout": 0.1, "weight_decay": 0.01, "loss": "pairwise", "patience": 3}
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    read = ["--calibrate", "pmi", "--alpha", "0.5", "--length", "mean"]
+    words = ["curve", "tiny", "--methods", "lora", "--methods", "soft-prompt", "--prompt", "complete", *plainly]
+    for out, more in (("plain", []), ("told", [*flags, *read])):
         done = CliRunner().invoke(app, [*words, *more, "--out", out])
         assert done.exit_code == 0, done.output
-    told, plain = (json.loads((tmp_path / out / "study.json").read_text())["tuning"] for out in ("told", "plain"))
-    assert told == plain | {"targets": "all", "rank": 2, "learning_rate": 0.002, "batch": 1}
-    assert set(plain) == {"epochs", "negatives", "held_out"}
-    sizes = [read_cell(tmp_path / out / "cells" / "lora-2-0.json").n_weights for out in ("told", "plain")]
-    assert sizes[0] != sizes[1]
+    told, plain = (json.loads((tmp_path / out / "study.json").read_text()) for out in ("told", "plain"))
+    assert told["tuning"] == plain["tuning"] | given
+    assert set(plain["tuning"]) == {"epochs", "negatives", "held_out"}
+    changed = {name: value for name, value in told["row"].items() if value != plain["row"][name]}
+    assert changed == {"calibrate": "pmi", "alpha": 0.5, "length": "mean"}
+    for method in ("lora", "soft-prompt"):
+        sizes = [read_cell(tmp_path / out / "cells" / f"{method}-2-0.json").n_weights for out in ("told", "plain")]
+        assert sizes[0] != sizes[1]
+        learnt = adapters.read(tmp_path / "told" / "adapters" / f"{method}-2-0").about["settings"]
+        assert {name: learnt[name] for name in given if name in METHODS[method].reads} == {
+            name: value for name, value in given.items() if name in METHODS[method].reads
+        }
 
 
 def test_a_template_that_shows_no_examples_stops_it_too(task: tasks.Task, model: Path, tmp_path: Path) -> None:

@@ -7,19 +7,34 @@ from typing import Annotated, Any
 
 import typer
 
-from fewrec_prompt.cli.model_options import Device, Model, Precision
+from fewrec_prompt.cli.model_options import Device, Int8Threshold, Model, Precision
 from fewrec_prompt.cli.tuning_options import (
+    Alpha,
     Batch,
+    Calibrate,
+    Checkpointing,
+    Dropout,
     Epochs,
     HeldOut,
+    Init,
     LearningRate,
+    Length,
+    Loss,
     Negatives,
+    Patience,
     Prompt,
     Questions,
     Rank,
     Targets,
+    Tokens,
+    Verbalizer,
     WarmUp,
+    WeightDecay,
+    row_asked,
+    settings_asked,
 )
+
+_FIRST = ("epochs", "negatives", "held_out")  # studies name these; the others where they are not as usual
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 def curve(
+    ctx: typer.Context,
     task: Annotated[str, typer.Argument(help="A task file, or the name of one in ./eval or among the shipped.")],
     methods: Annotated[
         list[str], typer.Option(help="zero, a baseline, demos, mix, a method of fewrec tune, or METHOD-mix; several.")
@@ -40,21 +56,33 @@ def curve(
     against: Annotated[
         str, typer.Option(help="Which row differences are to: zero, or a baseline among them.")
     ] = "zero",
-    epochs: Epochs = None,
-    questions: Questions = 1,
-    warm_up: WarmUp = 0,
-    targets: Targets = "attention",
-    rank: Rank = 8,
-    learning_rate: LearningRate = None,
-    batch: Batch = 4,
-    negatives: Negatives = None,
-    held_out: HeldOut = 0.25,
     prompt: Prompt = None,
+    verbalizer: Verbalizer = None,
+    calibrate: Calibrate = None,
+    alpha: Alpha = None,
+    length: Length = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    weight_decay: WeightDecay = 0.0,
+    dropout: Dropout = 0.0,
+    batch: Batch = 4,
+    tokens: Tokens = 20,
+    init: Init = "instruction",
+    rank: Rank = 8,
+    targets: Targets = "attention",
+    loss: Loss = None,
+    questions: Questions = 1,
+    negatives: Negatives = None,
+    warm_up: WarmUp = 0,
+    held_out: HeldOut = 0.25,
+    patience: Patience = 2,
+    checkpointing: Checkpointing = False,
     users: Annotated[int | None, typer.Option(min=1, help="How many test users.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; cells in it are not run again.")] = None,
     model: Model = None,
     precision: Precision = "auto",
     device: Device = None,
+    int8_threshold: Int8Threshold = None,
 ) -> None:
     """Every method with every number of people: one table, one picture, and a file for each cell.
 
@@ -65,20 +93,18 @@ def curve(
     from fewrec_prompt.curve import PICTURE
     from fewrec_prompt.curve import curve as run
     from fewrec_prompt.curve_table import heads, remarks, shown
-    from fewrec_prompt.task_settings import RowSettings
     from fewrec_prompt.tuning.settings import Settings
 
     found = Options(users=users, model=model).applied(tasks.load_task(task))
     folder = out or Path("curves") / found.name
-    tuning: dict[str, Any] = {"epochs": epochs, "negatives": negatives, "held_out": held_out}
-    later: dict[str, Any] = {"questions": questions, "warm_up": warm_up, "targets": targets, "rank": rank}
-    later |= {"batch": batch, "learning_rate": learning_rate}
-    usual = Settings()  # studies from before these could be said go on
-    tuning |= {name: value for name, value in later.items() if value != getattr(usual, name)}
-    row = None if prompt is None else RowSettings(prompt=prompt)
+    usual = Settings().to_dict()
+    asked = settings_asked(ctx.params)
+    tuning = {name: value for name, value in asked.items() if name in _FIRST or value != usual[name]}
+    row = row_asked(found, prompt, verbalizer, calibrate, alpha, length)
+    numerics = Numerics(precision, device, int8_threshold)
     about: dict[str, Any] = {"row": row, "metrics": metric, "against": against, "settings": tuning}
     with resumable():
-        lines = run(found, methods, shots, seeds, folder, **about, numerics=Numerics(precision, device), say=say)
+        lines = run(found, methods, shots, seeds, folder, **about, numerics=numerics, say=say)
     print_lines([heads(against), *(shown(line, against) for line in lines)])
     for remark in remarks(lines):
         typer.echo(remark)

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fewrec_prompt.cli.model_options import Device, Int8Threshold, Model, Precision
 from fewrec_prompt.cli.tuning_options import (
+    Alpha,
     Batch,
+    Calibrate,
+    Checkpointing,
+    Dropout,
     Epochs,
     HeldOut,
+    Init,
     LearningRate,
+    Length,
+    Loss,
     Negatives,
+    Patience,
     Prompt,
     Questions,
     Rank,
     Targets,
+    Tokens,
+    Verbalizer,
     WarmUp,
+    WeightDecay,
+    row_asked,
+    settings_asked,
 )
 from fewrec_prompt.errors import FewrecError, did_you_mean
 
@@ -64,30 +77,26 @@ def tune(
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Draws the people, first weights and order.")] = 0,
     prompt: Prompt = None,
-    verbalizer: Annotated[str | None, typer.Option(help="The template's own where none is given.")] = None,
-    calibrate: Annotated[str | None, typer.Option(help="What is subtracted from scores; with --prompt.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Weight of the calibration.")] = None,
-    length: Annotated[Literal["sum", "mean"] | None, typer.Option(help="How whole titles are scored.")] = None,
+    verbalizer: Verbalizer = None,
+    calibrate: Calibrate = None,
+    alpha: Alpha = None,
+    length: Length = None,
     epochs: Epochs = None,
     learning_rate: LearningRate = None,
-    weight_decay: Annotated[float, typer.Option(help="Pull of all weights towards zero.")] = 0.0,
-    dropout: Annotated[float, typer.Option(help="Share of a low-rank layer's inputs left out at random.")] = 0.0,
+    weight_decay: WeightDecay = 0.0,
+    dropout: Dropout = 0.0,
     batch: Batch = 4,
-    tokens: Annotated[int, typer.Option(help="Virtual tokens.")] = 20,
-    init: Annotated[str, typer.Option(help="What virtual tokens begin as: instruction, vocabulary or random.")] = (
-        "instruction"
-    ),
+    tokens: Tokens = 20,
+    init: Init = "instruction",
     rank: Rank = 8,
     targets: Targets = "attention",
-    loss: Annotated[
-        str | None, typer.Option(help="listwise, pairwise or binary; by default what the data asks.")
-    ] = None,
+    loss: Loss = None,
     questions: Questions = 1,
     negatives: Negatives = None,
     warm_up: WarmUp = 0,
     held_out: HeldOut = 0.25,
-    patience: Annotated[int, typer.Option(help="Passes without a better one before it stops.")] = 2,
-    checkpointing: Annotated[bool, typer.Option(help="Compute more, hold less: for long prompts.")] = False,
+    patience: Patience = 2,
+    checkpointing: Checkpointing = False,
     popularity: Annotated[
         bool, typer.Option("--popularity", help="Of mix: weigh how often items were taken, too.")
     ] = False,
@@ -135,12 +144,12 @@ def tune(
         {"--popularity": popularity, "--adapter": adapter},
         {"--search": search, "--from": start, "--track": track, "other tasks": task[1:], "--test": test},
     )
-    asked = {one.name: ctx.params[one.name] for one in fields(Settings) if one.name not in ("method", "seed")}
+    asked = settings_asked(ctx.params)
     check_read(method, asked, _flag)
     _check_needed("--from", start, {"--replay": replay != _REPLAY, "--pull": pull})
     _check_needed("other tasks", task[1:], {"--temperature": temperature != 1.0})
     found, *also = (Options(model=model).applied(tasks.load_task(name)) for name in task)
-    row = _row(found, prompt, verbalizer, calibrate, alpha, length)
+    row = row_asked(found, prompt, verbalizer, calibrate, alpha, length)
     numerics = Numerics(precision, device, int8_threshold)
     chosen = {"--model": model, "--precision": precision, "--device": device, "--int8-threshold": int8_threshold}
     use = _Use(task, out, _given(chosen))
@@ -230,28 +239,6 @@ def _search(
         run = evaluate(task, Options(adapters=(use.out,), numerics=numerics), say=say, progress=progress)
     print_table(run.record)
     typer.echo(f"\nrun     {run.folder / 'run.json'}")
-
-
-def _row(
-    task: Task,
-    prompt: str | None,
-    verbalizer: str | None,
-    calibrate: str | None,
-    alpha: float | None,
-    length: Literal["sum", "mean"] | None,
-) -> RowSettings | None:
-    """The row that the flags describe, as of `fewrec eval`; None: the task's own."""
-    from fewrec_prompt.cli.evaluation import row_settings
-
-    verbalizers, calibrations = ([] if one is None else [one] for one in (verbalizer, calibrate))
-    alphas = [] if alpha is None else [alpha]
-    if prompt is None:
-        if verbalizers or calibrations or alphas or length:
-            raise FewrecError("these flags say how a prompt is read; name it with --prompt")
-        return None
-    rows = row_settings(task, [prompt], verbalizers, calibrations, alphas, length)
-    assert rows is not None, "a prompt was named"
-    return rows[0]
 
 
 def _print_mix(mix: Mix, use: _Use) -> None:
