@@ -130,7 +130,9 @@ def test_a_setting_that_no_method_reads_is_refused_by_name(task: tasks.Task, mod
     assert {"mix-2-0", "mix-3-0", "lora-2-0"} <= {path.stem for path in (tmp_path / "out" / "cells").iterdir()}
 
 
-def test_flags_of_the_command_reach_the_training(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_of_the_command_reach_the_training(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     """A study says those that were given; of the others nothing, so that earlier studies go on."""
     monkeypatch.chdir(tmp_path)
     plainly = ["--model", str(model), "--precision", "fp32", "--device", "cpu", "--shots", "2", "--epochs", "1"]
@@ -142,6 +144,7 @@ def test_flags_of_the_command_reach_the_training(model: Path, tmp_path: Path, mo
     for out, more in (("plain", []), ("told", [*flags, *read])):
         done = CliRunner().invoke(app, [*words, *more, "--out", out])
         assert done.exit_code == 0, done.output
+    assert not [one for one in recwarn if "PEFT" in str(one.message)], "of two methods that learn in one model"
     told, plain = (json.loads((tmp_path / out / "study.json").read_text()) for out in ("told", "plain"))
     assert told["tuning"] == plain["tuning"] | given
     assert set(plain["tuning"]) == {"epochs", "negatives", "held_out"}

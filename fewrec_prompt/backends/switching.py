@@ -17,6 +17,7 @@ FALSE_ALARMS = (
     ".*is_gradient_checkpointing. is deprecated",  # it asks transformers by a name that has a newer one
     "The following rank_pattern keys did not match",  # it looks for AdaLoRA's layers before they are there
     ".*LoRA tensor.s. have invalid shape",  # where AdaLoRA took all rank away
+    "You are trying to modify a model with PEFT for a second time",  # what is in it stays, and is off
 )
 
 
