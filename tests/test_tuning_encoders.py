@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from _encoders import MASKED, MODE, SEQ2SEQ, ending_tokenizer, masked, save, seq
 from _tiny import FILMS, plain
 from test_adapters import check_peft_reads
 from test_tuning import METHODS, examples, settings
+from transformers import DynamicCache, EncoderDecoderCache
 from typer.testing import CliRunner
 
 from fewrec_prompt import Options, tasks
@@ -19,7 +21,7 @@ from fewrec_prompt.backends import choice
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.masked import PLL_L2R
 from fewrec_prompt.backends.precision import Numerics
-from fewrec_prompt.backends.prefix import SoftTokens
+from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
 from fewrec_prompt.cli import app
 from fewrec_prompt.errors import AdapterError, DataError, ModelError
 from fewrec_prompt.evaluation import evaluate
@@ -29,11 +31,13 @@ from fewrec_prompt.task_settings import RowSettings
 from fewrec_prompt.tuning.adapters import bindings
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.loop import tune, tune_together
+from fewrec_prompt.tuning.methods import flat
+from fewrec_prompt.tuning.peft_configs import virtual_config
 from fewrec_prompt.tuning.placing import adapted, merge
 from fewrec_prompt.tuning.settings import Settings
 
 UNCASED = RowSettings(prompt="judge", verbalizer="yes-no-uncased")  # all that the small tokenizers tell apart
-RATES = {"soft-prompt": 1e-1, "p-tuning": 3e-2, "lora": 3e-2, "adalora": 3e-2, "full": 1e-2}
+RATES = {"soft-prompt": 1e-1, "p-tuning": 3e-2, "prefix": 1e-1, "lora": 3e-2, "adalora": 3e-2, "full": 1e-2}
 NO_DROPOUT = {
     **{family: {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} for family in MASKED},
     **{family: {"dropout_rate": 0.0} for family in SEQ2SEQ},
@@ -42,7 +46,7 @@ NO_DROPOUT = {
     "bart": {"dropout": 0.0},
 }
 KINDS = {**dict.fromkeys(MASKED, masked), **dict.fromkeys(SEQ2SEQ, seq2seq)}
-LEARNT = tuple(method for method in METHODS if method != "prefix")
+KEEPING = ("bert", "roberta", "electra", *SEQ2SEQ)  # families that keep keys and values
 FEW = {"bert": masked, "t5": seq2seq}  # one of each kind, where the family is not what is asked
 
 
@@ -61,7 +65,7 @@ def loaded(folder: Path, kind: str | None = None) -> Recommender:
 
 
 @pytest.mark.parametrize("family", KINDS)
-@pytest.mark.parametrize("method", LEARNT)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_loss_of_every_method_falls_on_every_family(method: str, family: str) -> None:
     how = {
         "epochs": 6,
@@ -69,14 +73,13 @@ def test_the_loss_of_every_method_falls_on_every_family(method: str, family: str
         "learning_rate": RATES[method],
         "targets": "all" if "lora" in method else "attention",
     }
-    tuned = tune(recommender(KINDS[family](family, **NO_DROPOUT[family])), examples(), settings(method, **how))
+    start = recommender(KINDS[family](family, **NO_DROPOUT[family]))
+    if method == "prefix" and family not in KEEPING:
+        with pytest.raises(ModelError, match=f"{family} takes no keys and values .*; take soft-prompt or lora"):
+            tune(start, examples(), settings(method, **how))
+        return
+    tuned = tune(start, examples(), settings(method, **how))
     assert tuned.passes[-1].loss < tuned.passes[1].loss
-
-
-@pytest.mark.parametrize("family", FEW)
-def test_learned_keys_and_values_are_refused_by_name(family: str) -> None:
-    with pytest.raises(ModelError, match=r"'prefix' needs a causal model .* take soft-prompt or lora"):
-        tune(recommender(FEW[family](family)), examples(), settings("prefix"))
 
 
 # --- vectors before the prompt -------------------------------------------------------------------------------------
@@ -133,6 +136,86 @@ def test_vectors_take_part_of_the_window(family: str) -> None:
     assert with_four.hidden([question.prompt]).shape == backend.hidden([question.prompt]).shape
 
 
+# --- keys and values before a text -----------------------------------------------------------------------------------
+
+
+def drawn(backend: LocalBackend) -> KeyValues:
+    """Keys and values of three tokens, as nothing else makes them."""
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        layers = backend.keys_and_values((5, 6, 7)).layers
+    return KeyValues(
+        tuple((torch.randn(k.shape, generator=rng), torch.randn(v.shape, generator=rng)) for k, v in layers)
+    )
+
+
+def in_peft(backend: LocalBackend, kept: KeyValues) -> Any:
+    """The model as PEFT answers behind these keys and values."""
+    from peft import PeftModel, PrefixTuningConfig, get_peft_model
+
+    config = virtual_config(backend, Settings("prefix", tokens=kept.n_tokens), kept)
+    own = {name: value for name, value in config.items() if name not in ("peft_type", "peft_version")}
+    made: PeftModel = get_peft_model(backend.model, PrefixTuningConfig(**own))
+    with torch.no_grad():
+        made.prompt_encoder["default"].embedding.weight.copy_(flat(kept))
+    return made.eval()
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+def test_keys_and_values_before_a_masked_text_are_what_peft_makes_of_them(family: str) -> None:
+    backend, words = masked(family), ending_tokenizer("word_piece", before=True)
+    kept, question = drawn(backend), plain("one person likes", " Heat", " xyz")
+    ((one, other),) = backend.view(soft=kept).logprobs([question])
+    peft = in_peft(backend, kept)
+    start = len(words("one person likes", add_special_tokens=False)["input_ids"]) + 1
+    for found, title in ((one, " Heat"), (other, " xyz")):
+        ids = words("one person likes" + title, return_tensors="pt")["input_ids"]
+        for at, value in zip(range(start, ids.shape[1] - 1), found, strict=True):
+            shown = ids.clone()
+            shown[0, at] = words.mask_token_id
+            with torch.no_grad():
+                logits = peft(input_ids=shown, attention_mask=torch.ones_like(shown)).logits
+            assert value == pytest.approx(logits[0, at].log_softmax(-1)[ids[0, at]].item(), abs=1e-5)
+    assert not np.allclose(one, backend.logprobs([question])[0][0])
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ)
+def test_keys_and_values_of_words_before_an_answer_are_as_good_as_the_words(family: str) -> None:
+    """What the decoder reads is the same, whether it is given as tokens or as what it kept of them."""
+    backend, before = seq2seq(family), (5, 6, 7)
+    question = plain("one person likes", " Heat", " xyz")
+    asked = backend._encode(question)
+    prompt, cache = torch.tensor([asked[0].prompt]), DynamicCache()
+    with torch.no_grad():
+        backend.model(
+            input_ids=prompt,
+            decoder_input_ids=torch.tensor([before]),
+            past_key_values=EncoderDecoderCache(cache, DynamicCache()),
+        )
+    rows = backend.view(soft=KeyValues.of(cache)).logprobs([question])[0]
+    for found, one in zip(rows, asked, strict=True):
+        whole = torch.tensor([before + one.answer])
+        with torch.no_grad():
+            logits = backend.model(input_ids=prompt, decoder_input_ids=whole[:, :-1]).logits[0]
+        expected = logits.log_softmax(-1).gather(-1, whole[0, 1:, None])[len(before) + one.scored_from - 1 :, 0]
+        assert found == pytest.approx(expected.numpy(), abs=1e-5)
+    assert not np.allclose(rows[0], backend.logprobs([question])[0][0])
+
+
+@pytest.mark.parametrize("family", KEEPING)
+def test_rows_behind_keys_and_values_score_the_same_together_and_take_part_of_the_window(family: str) -> None:
+    backend = KINDS[family](family)
+    behind = backend.view(soft=drawn(backend))
+    questions = [plain("one person likes", " Heat", " xyz Heat"), plain("one", " xyz")]
+    together, alone = behind.logprobs(questions), [behind.logprobs([one])[0] for one in questions]
+    for rows, others in zip(together, alone, strict=True):
+        for row, other in zip(rows, others, strict=True):
+            assert row == pytest.approx(other, abs=1e-5)
+    short = plain("one", " xyz xyz xyz")  # the answer is the longer one
+    assert behind.n_tokens(short) == backend.n_tokens(short) + 3
+    assert behind.hidden([short.prompt]).shape == backend.hidden([short.prompt]).shape
+
+
 # --- kept ------------------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +227,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return save(FEW[family](family, **window), folder)
 
 
-@pytest.mark.parametrize("method", LEARNT)
+@pytest.mark.parametrize("method", METHODS)
 def test_what_was_saved_scores_as_it_did_and_other_tools_read_it(method: str, base: Path, tmp_path: Path) -> None:
     start = loaded(base)
     untuned, bound = scores(start), {"made": bindings(start)}
@@ -157,7 +240,7 @@ def test_what_was_saved_scores_as_it_did_and_other_tools_read_it(method: str, ba
     assert np.abs(scores(found) - learnt).max() < 1e-5
     assert np.array_equal(scores(again), untuned)
     assert not np.allclose(learnt, untuned)
-    if method in ("soft-prompt", "lora", "adalora"):  # of P-tuning PEFT wants the network, too
+    if method in ("soft-prompt", "prefix", "lora", "adalora"):  # of P-tuning PEFT wants the network, too
         check_peft_reads(tmp_path / "x", loaded(base).backend.model)  # type: ignore[attr-defined]  # it is a local one
     if method in ("lora", "adalora", "full"):
         merged = merge(loaded(base), tmp_path / "x", tmp_path / "merged")

@@ -22,7 +22,7 @@ from fewrec_prompt.backends.memory import keep_few_kernels
 from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.plan import plan
 from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, numeric_mode
-from fewrec_prompt.backends.prefix import Soft
+from fewrec_prompt.backends.prefix import KeyValues, Soft
 from fewrec_prompt.backends.probe import choose_layout, rounding
 from fewrec_prompt.backends.trie_reader import TrieReader
 from fewrec_prompt.catalogue import Found, Rule, best_titles, build_trie
@@ -120,6 +120,16 @@ class CausalBackend(LocalBackend):
         with torch.set_grad_enabled(grad):
             rows = self.engine.logprobs([sequence for group in encoded for sequence in group])
         return as_answers(rows, [len(group) for group in encoded], grad=grad)
+
+    def keys_and_values(self, ids: tuple[int, ...]) -> KeyValues:
+        """What every layer keeps of these tokens. Raises ModelError for a model that takes no tree mask."""
+        if self.mode.layout != "packed":
+            raise ModelError(
+                f"learned keys and values take a tree mask, and this model is {self.mode.layout}; take soft-prompt or "
+                "lora"
+            )
+        self.switch.use(self.adapter_name)
+        return self.engine.keys_and_values(ids)
 
     def hidden(self, prompts: Sequence[Prompt], *, grad: bool = False) -> Any:
         """Last hidden state of each prompt's last token: (n_prompts, width) in fp32; torch with `grad`."""

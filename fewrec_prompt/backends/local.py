@@ -14,7 +14,7 @@ from fewrec_prompt.backends.identity import Made
 from fewrec_prompt.backends.models import ModelFiles
 from fewrec_prompt.backends.plan import TokenSequence
 from fewrec_prompt.backends.precision import NumericMode, Numerics
-from fewrec_prompt.backends.prefix import Soft, digest
+from fewrec_prompt.backends.prefix import KeyValues, Soft, digest
 from fewrec_prompt.backends.switching import UNNAMED, AdapterSwitch
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.types import Prompt
@@ -97,6 +97,13 @@ class LocalBackend(Backend):
     def count_tokens(self, text: str) -> int:
         """Tokens of a text that is part of no question yet."""
         return len(self.tokens.text_ids(text))
+
+    def keys_and_values(self, ids: tuple[int, ...]) -> KeyValues:
+        """What the model keeps of these tokens, layer by layer, where a learned prefix would stand.
+
+        Raises ModelError for a model that takes nothing of that kind.
+        """
+        raise NotImplementedError
 
     def hidden(self, prompts: Sequence[Prompt], *, grad: bool = False) -> Any:
         """What the model makes of each prompt: (n_prompts, width) in fp32; torch with `grad`."""

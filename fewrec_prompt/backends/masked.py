@@ -28,7 +28,7 @@ from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.padded import Passes, head_sees, mean_pooled, pad, read_words
 from fewrec_prompt.backends.plan import TokenSequence
 from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, numeric_mode
-from fewrec_prompt.backends.prefix import SoftTokens, inputs, prefixed, virtual_ids
+from fewrec_prompt.backends.prefix import KeyValues, Soft, inputs, n_kept, prefixed, seeing_kept, virtual_ids
 from fewrec_prompt.catalogue import Found, Rule
 from fewrec_prompt.errors import ModelError
 from fewrec_prompt.types import Prompt, Question, TokenLogprobs
@@ -67,7 +67,7 @@ class MaskedBackend(LocalBackend):
         tokenizer: Any,
         mode: NumericMode,
         files: ModelFiles | None = None,
-        soft: SoftTokens | None = None,
+        soft: Soft = None,
         adapter: str | None = None,
     ) -> None:
         assert mode.layout in _KINDS, "a masked model has its own layouts"
@@ -87,7 +87,7 @@ class MaskedBackend(LocalBackend):
 
     def n_tokens(self, question: Question) -> int:
         """Tokens of the longest sequence this question makes: all that is before it, continuation, what ends a text."""
-        return max(len(sequence.ids) for sequence in self._encode(question))
+        return n_kept(self.soft) + max(len(sequence.ids) for sequence in self._encode(question))
 
     def n_computed(self, questions: Sequence[Question]) -> int:
         """Tokens of all masked sequences of these questions, equal ones counted once."""
@@ -110,6 +110,19 @@ class MaskedBackend(LocalBackend):
             found = self._read({cloze for row in asked for cloze in row})
             rows = [torch.stack([found[cloze] for cloze in row]) for row in asked]
         return as_answers(rows, [len(question.continuations) for question in questions], grad=grad)
+
+    def keys_and_values(self, ids: tuple[int, ...]) -> KeyValues:
+        """What every layer keeps of these tokens by themselves. Raises ModelError for a family that keeps nothing."""
+        from transformers import DynamicCache
+
+        self.switch.use(self.adapter_name)
+        cache = DynamicCache()
+        self.model.base_model(input_ids=torch.tensor([ids], device=self.model.device), past_key_values=cache)
+        if not cache.layers:
+            raise ModelError(
+                f"{self.model.config.model_type} takes no keys and values before a text; take soft-prompt or lora"
+            )
+        return KeyValues.of(cache)
 
     def hidden(self, prompts: Sequence[Prompt], *, grad: bool = False) -> Any:
         """Means of the last hidden states over each prompt's tokens: (n_prompts, width) in fp32; torch with `grad`."""
@@ -165,16 +178,28 @@ class MaskedBackend(LocalBackend):
     def _pass(self, rows: list[Masked]) -> list[torch.Tensor]:
         ids, mask = pad([row.ids for row in rows], self._pad, self.model.device)
         with head_sees(self.model, range(len(rows)), [row.column for row in rows]):
-            logits = self.model(**inputs(self.soft, ids, self.embeddings), attention_mask=mask).logits
+            logits = self.model(**self._given(ids, mask)).logits
         places = [place for place, row in enumerate(rows) for _ in row.tokens]
         words = [token for row in rows for token in row.tokens]
         return read_words(logits, places, words, [len(row.tokens) for row in rows])
 
     def _pooled(self, rows: list[tuple[int, ...]]) -> Sequence[torch.Tensor]:
         ids, mask = pad(rows, self._pad, self.model.device)
-        given = inputs(self.soft, ids, self.embeddings)
-        states = self.model.base_model(**given, attention_mask=mask).last_hidden_state
+        states = self.model.base_model(**self._given(ids, mask)).last_hidden_state
         return list(mean_pooled(states, mask))
+
+    def _given(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+        """What the model is given for these rows. A flat mask would be taken to be as long as the rows alone."""
+        given: dict[str, Any] = inputs(self.soft, ids, self.embeddings)
+        if not isinstance(self.soft, KeyValues):
+            return given | {"attention_mask": mask}
+        seen, dtype = seeing_kept(self.soft, mask), self.model.dtype
+        hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        hidden.masked_fill_(seen == 0, torch.finfo(dtype).min)
+        return given | {
+            "attention_mask": hidden[:, None, None].expand(-1, -1, ids.shape[1], -1),
+            "past_key_values": self.soft.cache(len(ids)),
+        }
 
 
 def _rest_of_word(words: tuple[int | None, ...], at: int) -> list[int]:

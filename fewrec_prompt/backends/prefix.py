@@ -68,6 +68,11 @@ def virtual_ids(soft: Soft) -> tuple[int, ...]:
     return tuple(range(-1, -soft.n_tokens - 1, -1)) if isinstance(soft, SoftTokens) else ()
 
 
+def n_kept(soft: Soft) -> int:
+    """Places that learned keys and values take before every text; no id stands for them."""
+    return soft.n_tokens if isinstance(soft, KeyValues) else 0
+
+
 def prefixed(soft: Soft, sequences: Sequence[TokenSequence]) -> Sequence[TokenSequence]:
     """The sequences behind the virtual tokens of the learned prefix, if it has any."""
     if not (virtual := virtual_ids(soft)):
@@ -84,6 +89,11 @@ def inputs(soft: Soft, ids: torch.Tensor, embeddings: torch.nn.Module) -> dict[s
     if isinstance(soft, SoftTokens):
         return {"inputs_embeds": soft.embed(ids, embeddings)}
     return {"input_ids": ids}
+
+
+def seeing_kept(soft: Soft, mask: torch.Tensor) -> torch.Tensor:
+    """A mask (n_rows, n_columns) with what is learned before it, which every column sees."""
+    return torch.cat([mask.new_ones(len(mask), n_kept(soft)), mask], dim=1)
 
 
 def digest(soft: Soft) -> str | None:

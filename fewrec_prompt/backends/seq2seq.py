@@ -25,7 +25,7 @@ from fewrec_prompt.backends.models import ModelFiles, locate
 from fewrec_prompt.backends.padded import Passes, head_sees, pad, read_words
 from fewrec_prompt.backends.plan import TokenSequence
 from fewrec_prompt.backends.precision import AUTO, NumericMode, Numerics, numeric_mode
-from fewrec_prompt.backends.prefix import SoftTokens, inputs, virtual_ids
+from fewrec_prompt.backends.prefix import KeyValues, Soft, inputs, n_kept, seeing_kept, virtual_ids
 from fewrec_prompt.backends.tokens import QuestionTokenizer
 from fewrec_prompt.catalogue import Found, Rule
 from fewrec_prompt.errors import ModelError
@@ -53,7 +53,8 @@ class Read(NamedTuple):
 class Seq2SeqBackend(LocalBackend):
     """An encoder-decoder model that answers questions. Not for two threads at once.
 
-    What is learned and stands before a prompt stands before it in the encoder.
+    Learned vectors stand before the prompt in the encoder; learned keys and values before the answer in the decoder, as
+    PEFT has them.
     """
 
     kind, task_type = "seq2seq", "SEQ_2_SEQ_LM"
@@ -64,7 +65,7 @@ class Seq2SeqBackend(LocalBackend):
         tokenizer: Any,
         mode: NumericMode,
         files: ModelFiles | None = None,
-        soft: SoftTokens | None = None,
+        soft: Soft = None,
         adapter: str | None = None,
     ) -> None:
         super().__init__(model, tokenizer, mode, files, adapter)
@@ -86,7 +87,8 @@ class Seq2SeqBackend(LocalBackend):
 
     def n_tokens(self, question: Question) -> int:
         """Tokens of the prompt or of the longest continuation, whichever is longer: each has a window of its own."""
-        return max(max(len(asked.prompt), len(asked.answer)) for asked in self._encode(question))
+        before = n_kept(self.soft)
+        return max(max(len(asked.prompt), before + len(asked.answer)) for asked in self._encode(question))
 
     def n_computed(self, questions: Sequence[Question]) -> int:
         """Tokens that go through encoder and decoder, equal prompts and equal continuations of one counted once."""
@@ -108,6 +110,16 @@ class Seq2SeqBackend(LocalBackend):
         with torch.set_grad_enabled(grad):
             rows = self._read([asked for group in encoded for asked in group])
         return as_answers(rows, [len(group) for group in encoded], grad=grad)
+
+    def keys_and_values(self, ids: tuple[int, ...]) -> KeyValues:
+        """What every layer of the decoder keeps of these tokens, after an encoder that reads them, too."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        self.switch.use(self.adapter_name)
+        cache, text = DynamicCache(), torch.tensor([ids], device=self.model.device)
+        both = EncoderDecoderCache(cache, DynamicCache())
+        self.model(input_ids=text, decoder_input_ids=text, past_key_values=both)
+        return KeyValues.of(cache)
 
     def hidden(self, prompts: Sequence[Prompt], *, grad: bool = False) -> Any:
         """Means of the encoder's states over each prompt's tokens: (n_prompts, width) in fp32; torch with `grad`."""
@@ -196,13 +208,22 @@ class Seq2SeqBackend(LocalBackend):
                 encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
                 attention_mask=prompt_mask,
                 decoder_input_ids=seen,
-                decoder_attention_mask=seen_mask,
+                decoder_attention_mask=seeing_kept(self.soft, seen_mask),
+                past_key_values=self._before(len(rows)),
                 use_cache=False,
             ).logits
         at = {place: n for n, place in enumerate(read)}
         asked = [(at[place, column], token) for place, row in enumerate(rows) for column, token in row.words]
         places, words = zip(*asked, strict=True)
         return read_words(logits, places, words, [len(row.words) for row in rows])
+
+    def _before(self, n_rows: int) -> Any:
+        """What the decoder keeps before an answer: learned keys and values, of no prompt yet."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        if not isinstance(self.soft, KeyValues):
+            return None
+        return EncoderDecoderCache(self.soft.cache(n_rows), DynamicCache())
 
 
 def _words(asked: Asked) -> list[tuple[int, int]]:

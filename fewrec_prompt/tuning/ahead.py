@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+
 from fewrec_prompt.backends import Backend
-from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.errors import ModelError
 from fewrec_prompt.tuning.settings import METHODS, Settings
@@ -27,11 +28,9 @@ def check_ahead(settings: Settings, backend: Backend, n_steps: int) -> None:
             f"{settings.method!r} changes the model's own weights, which takes fp32, and this model is in "
             f"{mode.precision}; ask for --precision fp32, or take {settings.method.replace('full', 'lora')}"
         )
-    if method == "prefix" and not (isinstance(backend, CausalBackend) and mode.layout == "packed"):
-        raise ModelError(
-            f"'prefix' needs a causal model that takes a tree mask, and this one is {backend.kind}, {mode.layout}; "
-            "take soft-prompt or lora"
-        )
+    if method == "prefix":
+        with torch.no_grad():
+            backend.keys_and_values((0,))  # or it says why not
     if method == "adalora" and n_steps < FEWEST_STEPS:
         raise ModelError(
             f"adalora plans its ranks over {n_steps} steps, and needs {FEWEST_STEPS}; give more epochs or shots"

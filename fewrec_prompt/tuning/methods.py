@@ -24,7 +24,6 @@ from typing import Any, TypeAlias
 import torch
 from torch.nn import Parameter
 
-from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
 from fewrec_prompt.backends.switching import UNNAMED, no_false_alarms
@@ -161,10 +160,9 @@ class Prefix(Learner):
     """Keys and values (n_tokens, n_layers · 2 · n_heads · head_dim) before every prompt, in every layer."""
 
     def __init__(self, backend: LocalBackend, settings: Settings, instruction: str) -> None:
-        assert isinstance(backend, CausalBackend), "it was checked"
         _freeze(backend.model)
         with torch.no_grad():
-            start = backend.engine.keys_and_values(_first_ids(backend, settings, instruction))
+            start = backend.keys_and_values(_first_ids(backend, settings, instruction))
         shape = start.layers[0][0].shape
         if any(half.shape != shape for layer in start.layers for half in layer):
             raise ModelError("'prefix' needs keys and values of one shape in all layers; take soft-prompt or lora")
@@ -174,7 +172,7 @@ class Prefix(Learner):
             noise = rng_for(settings.seed, "first keys and values").standard_normal(values.shape)
             values = values.std() * torch.from_numpy(noise).to(values)
         self._weights = {"prefix": Parameter(values.clone())}
-        self._config = virtual_config(backend, settings)
+        self._config = virtual_config(backend, settings, start)
         self.backend = backend.view(soft=start)
         self.place()
 

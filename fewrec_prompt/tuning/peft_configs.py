@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fewrec_prompt.backends.local import LocalBackend
+from fewrec_prompt.backends.prefix import KeyValues
 from fewrec_prompt.backends.switching import in_peft
 from fewrec_prompt.errors import ModelError
 from fewrec_prompt.tuning.settings import Settings
@@ -14,17 +15,21 @@ from fewrec_prompt.tuning.settings import Settings
 LORA_ALPHA = 2  # times the rank
 
 
-def virtual_config(backend: LocalBackend, settings: Settings) -> dict[str, Any]:
-    """What PEFT wants to know of virtual tokens."""
+def virtual_config(backend: LocalBackend, settings: Settings, start: KeyValues | None = None) -> dict[str, Any]:
+    """What PEFT wants to know of virtual tokens, or of the keys and values that they begin as."""
     from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
     kinds = {"soft-prompt": PromptTuningConfig, "p-tuning": PromptEncoderConfig, "prefix": PrefixTuningConfig}
-    # PEFT would put others before the decoder's text, too
-    shared = {"task_type": backend.task_type, "num_virtual_tokens": settings.tokens, "num_transformer_submodules": 1}
-    if settings.method != "prefix":  # of keys and values it finds the shape by itself
+    shared = {"task_type": backend.task_type, "num_virtual_tokens": settings.tokens}
+    if start is None:
+        shared["num_transformer_submodules"] = 1  # PEFT would put others before the decoder's text, too
         of = backend.model.config.get_text_config()
         shared |= {"num_layers": of.num_hidden_layers, "num_attention_heads": of.num_attention_heads}
         shared["token_dim"] = backend.vector_width
+    else:
+        _, n_heads, _, head_dim = start.layers[0][0].shape
+        shared |= {"num_layers": len(start.layers), "num_attention_heads": n_heads, "token_dim": n_heads * head_dim}
+        shared["num_transformer_submodules"] = 2 if backend.task_type == "SEQ_2_SEQ_LM" else 1  # 2: of the decoder
     config = kinds[settings.method](**shared)
     with torch.random.fork_rng():
         made = in_peft(backend.model, config)  # leaves the model as it is

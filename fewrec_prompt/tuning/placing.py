@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from fewrec_prompt.assets import Say, quiet
-from fewrec_prompt.backends.causal import CausalBackend
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import SoftTokens
 from fewrec_prompt.backends.switching import UNNAMED, no_false_alarms
@@ -129,11 +128,9 @@ def _virtual(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
 
 
 def _prefix(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
-    if not isinstance(backend, CausalBackend):  # where bindings were overruled
-        raise AdapterError(f"{adapter.folder}: keys and values stand before a causal model, not a {backend.kind} one")
     values = _only(adapter, "prompt_embeddings")
     with torch.no_grad():
-        layers = backend.engine.keys_and_values((0,)).layers
+        layers = backend.keys_and_values((0,)).layers
     n_heads, head_dim = layers[0][0].shape[1], layers[0][0].shape[3]
     if values.ndim != 2 or values.shape[1] != 2 * len(layers) * n_heads * head_dim:
         raise AdapterError(
