@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from _tiny import save_model
+from test_layouts import OTHERS
 from typer.testing import CliRunner
 
 import fewrec_prompt.curve as of_cells
@@ -171,7 +172,7 @@ def test_a_template_that_shows_no_examples_stops_it_too(task: tasks.Task, model:
     [
         (Settings("full", held_out=0.0), "llama", "bf16"),
         (Settings("adalora", epochs=1, held_out=0.0), "llama", "fp32"),
-        (Settings("prefix", held_out=0.0), "bloom", "fp32"),
+        (Settings("prefix", held_out=0.0), "mamba", "fp32"),
     ],
 )
 def test_what_is_refused_ahead_is_what_a_training_refuses(
@@ -179,7 +180,8 @@ def test_what_is_refused_ahead_is_what_a_training_refuses(
 ) -> None:
     from fewrec_prompt.tuning.ahead import check_ahead
 
-    base = backend(save_model(tmp_path / "model", family, max_position_embeddings=512), precision)
+    small = OTHERS.get(family, {}) | {"max_position_embeddings": 512}
+    base = backend(save_model(tmp_path / "model", family, **small), precision)
     with pytest.raises(ModelError) as trained:
         tune_task(task, settings, 2, tmp_path / "x", row=PMI, backend=base)
     with pytest.raises(ModelError) as ahead:

@@ -122,12 +122,7 @@ class CausalBackend(LocalBackend):
         return as_answers(rows, [len(group) for group in encoded], grad=grad)
 
     def keys_and_values(self, ids: tuple[int, ...]) -> KeyValues:
-        """What every layer keeps of these tokens. Raises ModelError for a model that takes no tree mask."""
-        if self.mode.layout != "packed":
-            raise ModelError(
-                f"learned keys and values take a tree mask, and this model is {self.mode.layout}; take soft-prompt or "
-                "lora"
-            )
+        """What every layer keeps of these tokens. Raises ModelError for recurrent layers, which keep a state."""
         self.switch.use(self.adapter_name)
         return self.engine.keys_and_values(ids)
 

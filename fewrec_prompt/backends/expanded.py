@@ -7,7 +7,7 @@ What follows is padded on the right, so nothing real ever sees it, whatever the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,9 @@ def _rows(
 ) -> Sequence[torch.Tensor]:
     hidden = last.expand(len(sequences), -1, -1)
     if width:
-        repeated = deepcopy(cache)
-        repeated.batch_repeat_interleave(len(sequences))
         tails = [sequence.ids[n_stem:-1] for sequence in sequences]
         ids = np.array([[*tail, *[0] * (width - len(tail))] for tail in tails])
-        hidden = torch.cat([hidden, body.hidden(ids, cache=repeated)], dim=1)
+        hidden = torch.cat([hidden, body.hidden(ids, cache=_repeated(cache, len(sequences)))], dim=1)
     lengths = [len(sequence.ids) - sequence.scored_from for sequence in sequences]
     # Column 0 is the last token of the stem, so a token of depth d stands in column d + 1 − n_stem.
     nodes = [
@@ -53,3 +51,11 @@ def _rows(
     targets = [token for sequence in sequences for token in sequence.ids[sequence.scored_from :]]
     arrays = (body.tensor(np.array(values)) for values in (nodes, targets))
     return torch.split(token_logprobs(body.model, hidden.flatten(0, 1), *arrays), lengths)
+
+
+def _repeated(cache: Any, n_rows: int) -> Any:
+    """The cache in so many rows. The one that was given stays as it is, and gradients flow back to it."""
+    made = copy(cache)
+    made.layers = [copy(layer) for layer in cache.layers]  # which put other tensors in the place of their own
+    made.batch_repeat_interleave(n_rows)
+    return made

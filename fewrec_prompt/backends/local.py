@@ -101,7 +101,7 @@ class LocalBackend(Backend):
     def keys_and_values(self, ids: tuple[int, ...]) -> KeyValues:
         """What the model keeps of these tokens, layer by layer, where a learned prefix would stand.
 
-        Raises ModelError for a model that takes nothing of that kind.
+        Raises ModelError for a model that keeps nothing of that kind.
         """
         raise NotImplementedError
 

@@ -118,10 +118,6 @@ class MaskedBackend(LocalBackend):
         self.switch.use(self.adapter_name)
         cache = DynamicCache()
         self.model.base_model(input_ids=torch.tensor([ids], device=self.model.device), past_key_values=cache)
-        if not cache.layers:
-            raise ModelError(
-                f"{self.model.config.model_type} takes no keys and values before a text; take soft-prompt or lora"
-            )
         return KeyValues.of(cache)
 
     def hidden(self, prompts: Sequence[Prompt], *, grad: bool = False) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 
 from fewrec_prompt.backends.plan import TokenSequence
+from fewrec_prompt.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,14 @@ class KeyValues:
 
     @classmethod
     def of(cls, cache: Any) -> KeyValues:
-        """What a transformers cache holds."""
-        return cls(tuple((layer.keys, layer.values) for layer in cache.layers))
+        """What a transformers cache holds. Raises ModelError where not every layer keeps keys and values."""
+        layers: Any = tuple((getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers)
+        if not layers or any(half is None for layer in layers for half in layer):
+            raise ModelError(
+                "the layers of this model keep no keys and values, so none can be learnt or stand before a text; take "
+                "soft-prompt or lora"
+            )
+        return cls(layers)
 
 
 Soft: TypeAlias = SoftTokens | KeyValues | None

@@ -28,6 +28,11 @@ def check_ahead(settings: Settings, backend: Backend, n_steps: int) -> None:
             f"{settings.method!r} changes the model's own weights, which takes fp32, and this model is in "
             f"{mode.precision}; ask for --precision fp32, or take {settings.method.replace('full', 'lora')}"
         )
+    if settings.checkpointing and mode.layout == "expanded":
+        raise ModelError(
+            "gradient checkpointing drops the keys and values that this model's candidates stand behind (its layout is "
+            "'expanded'); leave it out"
+        )
     if method == "prefix":
         with torch.no_grad():
             backend.keys_and_values((0,))  # or it says why not

@@ -24,7 +24,8 @@ def virtual_config(backend: LocalBackend, settings: Settings, start: KeyValues |
     if start is None:
         shared["num_transformer_submodules"] = 1  # PEFT would put others before the decoder's text, too
         of = backend.model.config.get_text_config()
-        shared |= {"num_layers": of.num_hidden_layers, "num_attention_heads": of.num_attention_heads}
+        n_heads = getattr(of, "num_attention_heads", 1)  # recurrent layers have none
+        shared |= {"num_layers": of.num_hidden_layers, "num_attention_heads": n_heads}
         shared["token_dim"] = backend.vector_width
     else:
         _, n_heads, _, head_dim = start.layers[0][0].shape
