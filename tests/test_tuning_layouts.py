@@ -18,6 +18,7 @@ from fewrec_prompt.backends.plan import TokenSequence
 from fewrec_prompt.backends.prefix import KeyValues, SoftTokens
 from fewrec_prompt.errors import ModelError
 from fewrec_prompt.few_shot import save_tuned
+from fewrec_prompt.tuning import peft_configs
 from fewrec_prompt.tuning.adapters import bindings
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.loop import tune, tune_together
@@ -100,6 +101,26 @@ def test_keys_and_values_of_a_text_are_as_good_as_the_text(family: str, layout: 
         kept = Engine(made, layout).keys_and_values(before)
         found = Engine(made, layout, soft=KeyValues(kept.layers)).logprobs(sequences)
         assert distance(found, Engine(made, "plain").logprobs(whole)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "names"), [("olmo2", ["q_proj", "v_proj"]), ("phi3", ["qkv_proj"]), ("gpt2", ["c_attn"])]
+)
+def test_queries_and_values_of_families_that_peft_does_not_know_are_found_by_their_names(
+    family: str, names: list[str], tmp_path: Path
+) -> None:
+    start = load(save_model(tmp_path / family, family, **GROUPED if family != "gpt2" else {}))
+    tuned = tune(start, examples(), settings("lora", epochs=1))
+    config = tuned.learner.config()
+    assert config is not None
+    assert config["target_modules"] == names
+
+
+def test_attention_with_names_of_its_own_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_model(tmp_path / "olmo2", "olmo2", **GROUPED)
+    monkeypatch.setattr(peft_configs, "QUERIES_AND_VALUES", ())
+    with pytest.raises(ModelError, match="nothing is known of the attention of 'olmo2' models; ask for --targets all"):
+        tune(load(folder), examples(), settings("lora"))
 
 
 def test_checkpointing_is_refused_where_candidates_stand_behind_a_cache(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from fewrec_prompt.errors import ModelError
 from fewrec_prompt.tuning.settings import Settings
 
 LORA_ALPHA = 2  # times the rank
+QUERIES_AND_VALUES = (("q_proj", "v_proj"), ("qkv_proj",), ("query", "value"), ("query_key_value",), ("c_attn",))
+"""What families call the projections of queries and values, together or each."""
 
 
 def virtual_config(backend: LocalBackend, settings: Settings, start: KeyValues | None = None) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def virtual_config(backend: LocalBackend, settings: Settings, start: KeyValues |
 def low_rank_config(backend: LocalBackend, settings: Settings, n_steps: int) -> Any:
     """What PEFT wants to know of LoRA or AdaLoRA, which plans its ranks by the steps.
 
-    Raises ModelError for a family whose attention PEFT does not know.
+    Raises ModelError for a model whose attention has names of its own.
     """
     from peft import AdaLoraConfig, LoraConfig
     from transformers.pytorch_utils import Conv1D
@@ -50,7 +52,7 @@ def low_rank_config(backend: LocalBackend, settings: Settings, n_steps: int) -> 
         "task_type": backend.task_type,
         "lora_alpha": LORA_ALPHA * settings.rank,
         "lora_dropout": settings.dropout,
-        "target_modules": "all-linear" if settings.targets == "all" else _attention(model.config.model_type),
+        "target_modules": "all-linear" if settings.targets == "all" else _attention(model),
         "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
     }
     if settings.method == "lora":
@@ -59,13 +61,19 @@ def low_rank_config(backend: LocalBackend, settings: Settings, n_steps: int) -> 
     return AdaLoraConfig(target_r=settings.rank, init_r=round(1.5 * settings.rank), **rest, **shared)
 
 
-def _attention(family: str) -> list[str]:
-    """The projections that LoRA changes where nothing else is said: queries and values, as PEFT knows the family."""
+def _attention(model: Any) -> list[str]:
+    """The projections that LoRA changes where nothing else is said: queries and values, as PEFT knows the family, else
+    by the names that most families give them."""
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
-    if family not in KNOWN:
-        raise ModelError(f"nothing is known of the attention of {family!r} models; ask for --targets all")
-    return list(KNOWN[family])
+    family = model.config.model_type
+    if family in KNOWN:
+        return list(KNOWN[family])
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    for own in QUERIES_AND_VALUES:
+        if names.issuperset(own):
+            return list(own)
+    raise ModelError(f"nothing is known of the attention of {family!r} models; ask for --targets all")
 
 
 def json_ready(config: Any) -> dict[str, Any]:
