@@ -82,6 +82,16 @@ def test_the_loss_of_every_method_falls_on_every_family(method: str, family: str
     assert tuned.passes[-1].loss < tuned.passes[1].loss
 
 
+@pytest.mark.parametrize(
+    ("family", "names"), [("distilbert", ["q_lin", "v_lin"]), ("modernbert", ["Wqkv"]), ("albert", ["query", "value"])]
+)
+def test_queries_and_values_are_found_by_their_names_where_peft_knows_none(family: str, names: list[str]) -> None:
+    tuned = tune(recommender(masked(family)), examples(), settings("lora", epochs=1))
+    config = tuned.learner.config()
+    assert config is not None
+    assert config["target_modules"] == names
+
+
 # --- vectors before the prompt -------------------------------------------------------------------------------------
 
 

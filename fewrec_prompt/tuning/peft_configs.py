@@ -13,7 +13,10 @@ from fewrec_prompt.errors import ModelError
 from fewrec_prompt.tuning.settings import Settings
 
 LORA_ALPHA = 2  # times the rank
-QUERIES_AND_VALUES = (("q_proj", "v_proj"), ("qkv_proj",), ("query", "value"), ("query_key_value",), ("c_attn",))
+QUERIES_AND_VALUES = (
+    ("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("q", "v"),
+    ("qkv_proj",), ("query_key_value",), ("c_attn",), ("Wqkv",),
+)  # fmt: skip
 """What families call the projections of queries and values, together or each."""
 
 
