@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,23 +96,43 @@ def test_queries_and_values_are_found_by_their_names_where_peft_knows_none(famil
 # --- vectors before the prompt -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "modernbert"])
-def test_vectors_before_a_masked_prompt_are_what_transformers_alone_makes_of_them(family: str) -> None:
-    backend, words = masked(family), ending_tokenizer("word_piece", before=True)
-    vectors = torch.randn(3, backend.embeddings.weight.shape[1], generator=torch.Generator().manual_seed(1))
-    question = plain("one person likes", " Heat", " xyz")
-    ((one, other),) = backend.view(soft=SoftTokens(vectors)).logprobs([question])
-    start = len(words("one person likes", add_special_tokens=False)["input_ids"]) + 1
-    for found, title in ((one, " Heat"), (other, " xyz")):
-        ids = words("one person likes" + title, return_tensors="pt")["input_ids"]
-        for at, value in zip(range(start, ids.shape[1] - 1), found, strict=True):
+def clozes(answers: Callable[[torch.Tensor], torch.Tensor]) -> list[list[float]]:
+    """Log-probability of each token of two titles where it is masked; `answers` gives a row's logits, whole."""
+    words, prompt = ending_tokenizer("word_piece", before=True), "one person likes"
+    start = len(words(prompt, add_special_tokens=False)["input_ids"]) + 1
+    found = []
+    for title in (" Heat", " xyz"):
+        ids = words(prompt + title, return_tensors="pt")["input_ids"]
+        row = []
+        for at in range(start, ids.shape[1] - 1):
             shown = ids.clone()
             shown[0, at] = words.mask_token_id
             with torch.no_grad():
-                whole = torch.cat([vectors[None], backend.embeddings(shown)], dim=1)
-                logits = backend.model(inputs_embeds=whole).logits
-            assert value == pytest.approx(logits[0, 3 + at].log_softmax(-1)[ids[0, at]].item(), abs=1e-5)
-    assert not np.allclose(one, backend.logprobs([question])[0][0])
+                row.append(answers(shown)[at - ids.shape[1]].log_softmax(-1)[ids[0, at]].item())
+        found.append(row)
+    return found
+
+
+def check_clozes(backend: LocalBackend, soft: SoftTokens | KeyValues, answers: Callable[..., torch.Tensor]) -> None:
+    question = plain("one person likes", " Heat", " xyz")
+    (rows,), (untouched,) = (one.logprobs([question]) for one in (backend.view(soft=soft), backend))
+    for found, expected in zip(rows, clozes(answers), strict=True):
+        assert found == pytest.approx(expected, abs=1e-5)
+    assert not np.allclose(rows[0], untouched[0])
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "modernbert"])
+def test_vectors_before_a_masked_prompt_are_what_transformers_alone_makes_of_them(family: str) -> None:
+    backend = masked(family)
+    vectors = torch.randn(3, backend.embeddings.weight.shape[1], generator=torch.Generator().manual_seed(1))
+
+    def alone(shown: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = backend.model(
+            inputs_embeds=torch.cat([vectors[None], backend.embeddings(shown)], dim=1)
+        ).logits[0]
+        return logits
+
+    check_clozes(backend, SoftTokens(vectors), alone)
 
 
 @pytest.mark.parametrize("family", ["t5", "mt5"])  # BART's texts begin with a token of their own
@@ -173,20 +194,10 @@ def in_peft(backend: LocalBackend, kept: KeyValues) -> Any:
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
 def test_keys_and_values_before_a_masked_text_are_what_peft_makes_of_them(family: str) -> None:
-    backend, words = masked(family), ending_tokenizer("word_piece", before=True)
-    kept, question = drawn(backend), plain("one person likes", " Heat", " xyz")
-    ((one, other),) = backend.view(soft=kept).logprobs([question])
-    peft = in_peft(backend, kept)
-    start = len(words("one person likes", add_special_tokens=False)["input_ids"]) + 1
-    for found, title in ((one, " Heat"), (other, " xyz")):
-        ids = words("one person likes" + title, return_tensors="pt")["input_ids"]
-        for at, value in zip(range(start, ids.shape[1] - 1), found, strict=True):
-            shown = ids.clone()
-            shown[0, at] = words.mask_token_id
-            with torch.no_grad():
-                logits = peft(input_ids=shown, attention_mask=torch.ones_like(shown)).logits
-            assert value == pytest.approx(logits[0, at].log_softmax(-1)[ids[0, at]].item(), abs=1e-5)
-    assert not np.allclose(one, backend.logprobs([question])[0][0])
+    backend = masked(family)
+    kept = drawn(backend)
+    peft = in_peft(masked(family), kept)
+    check_clozes(backend, kept, lambda shown: peft(input_ids=shown, attention_mask=torch.ones_like(shown)).logits[0])
 
 
 @pytest.mark.parametrize("family", SEQ2SEQ)
