@@ -22,7 +22,7 @@ from fewrec_prompt.tuning.examples import Example, check_places
 from fewrec_prompt.tuning.histories import Histories
 from fewrec_prompt.tuning.losses import LossName, best_scale, check_answers
 from fewrec_prompt.tuning.settings import CLASSIFIERS, NegativesName, Settings
-from fewrec_prompt.tuning.states import Kept
+from fewrec_prompt.tuning.states import States
 
 OF_CLASSES = "log-loss"  # the metric by which classifiers are told apart
 
@@ -62,7 +62,7 @@ class Lesson:
     metric: str = "nDCG@10"
     earlier: tuple[Example, ...] = ()
     name: str = ""
-    states: Kept = field(default_factory=Kept, repr=False, compare=False)
+    states: States = field(default_factory=States, repr=False, compare=False)
 
     def check(self, settings: Settings) -> None:
         """Raises DataError for nobody, for examples that the loss cannot use, a template or a person that a warm-up

@@ -26,7 +26,7 @@ def states_of(recommender: Recommender, examples: Sequence[Example], *, grad: bo
     return list(states.split([len(own) for own in prompts]))
 
 
-class Kept:
+class States:
     """What `states_of` gives, of one recommender whose model stays as it is: each person's are computed once."""
 
     def __init__(self) -> None:
