@@ -33,7 +33,7 @@ from fewrec_prompt.tuning.adapters import bindings
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.loop import tune, tune_together
 from fewrec_prompt.tuning.methods import flat
-from fewrec_prompt.tuning.peft_configs import virtual_config
+from fewrec_prompt.tuning.peft_configs import prefix_as_saved, virtual_config
 from fewrec_prompt.tuning.placing import adapted, merge
 from fewrec_prompt.tuning.settings import Settings
 
@@ -188,7 +188,8 @@ def in_peft(backend: LocalBackend, kept: KeyValues) -> Any:
     own = {name: value for name, value in config.items() if name not in ("peft_type", "peft_version")}
     made: PeftModel = get_peft_model(backend.model, PrefixTuningConfig(**own))
     with torch.no_grad():
-        made.prompt_encoder["default"].embedding.weight.copy_(flat(kept))
+        saved = prefix_as_saved(flat(kept), len(kept.layers), backend.task_type)
+        made.prompt_encoder["default"].embedding.weight.copy_(saved)
     return made.eval()
 
 
@@ -198,6 +199,23 @@ def test_keys_and_values_before_a_masked_text_are_what_peft_makes_of_them(family
     kept = drawn(backend)
     peft = in_peft(masked(family), kept)
     check_clozes(backend, kept, lambda shown: peft(input_ids=shown, attention_mask=torch.ones_like(shown)).logits[0])
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ)
+def test_keys_and_values_before_an_answer_are_what_peft_makes_of_them(family: str) -> None:
+    backend = seq2seq(family, **({"num_decoder_layers": 3} if family != "bart" else {"decoder_layers": 3}))
+    kept, question = drawn(backend), plain("one person likes", " Heat", " xyz")
+    assert len(kept.layers) == 3
+    rows = backend.view(soft=kept).logprobs([question])[0]
+    peft = in_peft(backend, kept)
+    for found, asked in zip(rows, backend._encode(question), strict=True):
+        prompt, answer = torch.tensor([asked.prompt]), torch.tensor([asked.answer])
+        with torch.no_grad():
+            logits = peft(
+                input_ids=prompt, attention_mask=torch.ones_like(prompt), decoder_input_ids=answer[:, :-1]
+            ).logits[0]
+        expected = logits.log_softmax(-1).gather(-1, answer[0, 1:, None])[asked.scored_from - 1 :, 0]
+        assert found == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", SEQ2SEQ)

@@ -31,7 +31,13 @@ from fewrec_prompt.errors import ModelError
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning.ahead import check_ahead
-from fewrec_prompt.tuning.peft_configs import json_ready, low_rank_config, virtual_config
+from fewrec_prompt.tuning.peft_configs import (
+    json_ready,
+    low_rank_config,
+    prefix_as_saved,
+    prefix_as_used,
+    virtual_config,
+)
 from fewrec_prompt.tuning.settings import Settings
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
@@ -167,6 +173,7 @@ class Prefix(Learner):
         if any(half.shape != shape for layer in start.layers for half in layer):
             raise ModelError("'prefix' needs keys and values of one shape in all layers; take soft-prompt or lora")
         self._heads = {"n_heads": shape[1], "head_dim": shape[3]}
+        self._places = len(start.layers), backend.task_type
         values = flat(start).float()
         if settings.init == "random":
             noise = rng_for(settings.seed, "first keys and values").standard_normal(values.shape)
@@ -180,7 +187,7 @@ class Prefix(Learner):
         return self._weights
 
     def adopt(self, tensors: Tensors) -> None:
-        saved = tensors["prompt_embeddings"]
+        saved = prefix_as_used(tensors["prompt_embeddings"], *self._places)
         if saved.shape != self._weights["prefix"].shape:
             raise ModelError(
                 f"keys and values of {len(saved)} tokens were learnt earlier, not {len(self._weights['prefix'])}; ask "
@@ -198,7 +205,7 @@ class Prefix(Learner):
         return self._config
 
     def export(self) -> Tensors:
-        return {"prompt_embeddings": self._weights["prefix"].detach().clone()}
+        return {"prompt_embeddings": prefix_as_saved(self._weights["prefix"].detach().clone(), *self._places)}
 
 
 class LowRank(Learner):

@@ -12,6 +12,7 @@ from fewrec_prompt.backends.switching import in_peft
 from fewrec_prompt.errors import ModelError
 from fewrec_prompt.tuning.settings import Settings
 
+OF_DECODER = "SEQ_2_SEQ_LM"  # task type of models whose prefix stands in a decoder
 LORA_ALPHA = 2  # times the rank
 QUERIES_AND_VALUES = (
     ("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("q", "v"),
@@ -34,12 +35,33 @@ def virtual_config(backend: LocalBackend, settings: Settings, start: KeyValues |
         shared["token_dim"] = backend.vector_width
     else:
         _, n_heads, _, head_dim = start.layers[0][0].shape
-        shared |= {"num_layers": len(start.layers), "num_attention_heads": n_heads, "token_dim": n_heads * head_dim}
-        shared["num_transformer_submodules"] = 2 if backend.task_type == "SEQ_2_SEQ_LM" else 1  # 2: of the decoder
+        shared |= {"num_attention_heads": n_heads, "token_dim": n_heads * head_dim}
+        n_parts = 2 if backend.task_type == OF_DECODER else 1
+        shared |= {"num_layers": n_parts * len(start.layers), "num_transformer_submodules": n_parts}
     config = kinds[settings.method](**shared)
     with torch.random.fork_rng():
         made = in_peft(backend.model, config)  # leaves the model as it is
     return json_ready(made.peft_config["default"])
+
+
+def prefix_as_saved(values: torch.Tensor, n_layers: int, task_type: str) -> torch.Tensor:
+    """Keys and values (n_tokens, n_layers · width) in the places where PEFT's forward looks for them.
+
+    In an encoder-decoder, PEFT (0.21) cuts what it was given, and what it was given once more, into as many parts as it
+    believes there are layers, and lets a layer have the first half of its part. So there each layer's stand before as
+    many zeros, and the configuration says twice as many layers: (n_tokens, 2 · n_layers · width).
+    """
+    if task_type != OF_DECODER:
+        return values
+    layers = values.reshape(len(values), n_layers, -1)
+    return torch.cat([layers, torch.zeros_like(layers)], dim=-1).flatten(1)
+
+
+def prefix_as_used(saved: torch.Tensor, n_layers: int, task_type: str) -> torch.Tensor:
+    """What `prefix_as_saved` was made of; anything else as it is, for who checks its shape."""
+    if task_type != OF_DECODER or saved.ndim != 2 or saved.shape[1] % (2 * n_layers):
+        return saved
+    return saved.reshape(len(saved), n_layers, 2, -1)[:, :, 0].flatten(1)
 
 
 def low_rank_config(backend: LocalBackend, settings: Settings, n_steps: int) -> Any:

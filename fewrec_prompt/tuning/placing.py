@@ -21,6 +21,7 @@ from fewrec_prompt.tuning.adapters import Adapter, check_bindings, check_probes,
 from fewrec_prompt.tuning.classifiers import below, classifier_of
 from fewrec_prompt.tuning.classifying import classified, n_classes_of
 from fewrec_prompt.tuning.methods import unflat
+from fewrec_prompt.tuning.peft_configs import prefix_as_used
 from fewrec_prompt.tuning.settings import CLASSIFIERS
 
 _MERGED = ("lora", "adalora", "full")
@@ -128,9 +129,9 @@ def _virtual(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
 
 
 def _prefix(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
-    values = _only(adapter, "prompt_embeddings")
     with torch.no_grad():
         layers = backend.keys_and_values((0,)).layers
+    values = prefix_as_used(_only(adapter, "prompt_embeddings"), len(layers), backend.task_type)
     n_heads, head_dim = layers[0][0].shape[1], layers[0][0].shape[3]
     if values.ndim != 2 or values.shape[1] != 2 * len(layers) * n_heads * head_dim:
         raise AdapterError(
