@@ -185,17 +185,12 @@ class MaskedBackend(LocalBackend):
         return list(mean_pooled(states, mask))
 
     def _given(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
-        """What the model is given for these rows. A flat mask would be taken to be as long as the rows alone."""
+        """What the model is given for these rows."""
         given: dict[str, Any] = inputs(self.soft, ids, self.embeddings)
-        if not isinstance(self.soft, KeyValues):
-            return given | {"attention_mask": mask}
-        seen, dtype = seeing_kept(self.soft, mask), self.model.dtype
-        hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-        hidden.masked_fill_(seen == 0, torch.finfo(dtype).min)
-        return given | {
-            "attention_mask": hidden[:, None, None].expand(-1, -1, ids.shape[1], -1),
-            "past_key_values": self.soft.cache(len(ids)),
-        }
+        given["attention_mask"] = seeing_kept(self.soft, mask)
+        if isinstance(self.soft, KeyValues):
+            given["past_key_values"] = self.soft.cache(len(ids))
+        return given
 
 
 def _rest_of_word(words: tuple[int | None, ...], at: int) -> list[int]:
