@@ -28,6 +28,7 @@ MASKED: dict[str, dict[str, object]] = {
 SEQ2SEQ: dict[str, dict[str, object]] = {
     "t5": FACTORS,
     "mt5": FACTORS | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "switch_transformers": FACTORS | {"num_experts": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
     "bart": {
         **{f"{part}_{what}": value for part in ("encoder", "decoder")
            for what, value in {"layers": 2, "attention_heads": 4, "ffn_dim": 48}.items()},

@@ -200,12 +200,14 @@ class Seq2SeqBackend(LocalBackend):
 
         _, prompt_mask = pad([row.prompt for row in rows], self._pad, self.model.device)
         seen, seen_mask = pad([row.seen for row in rows], self._pad, self.model.device)
-        encoded = torch.nn.utils.rnn.pad_sequence([states[row.prompt] for row in rows], batch_first=True)
+        padded = torch.nn.utils.rnn.pad_sequence([states[row.prompt] for row in rows], batch_first=True)
+        encoded = BaseModelOutput(last_hidden_state=padded)
+        encoded.router_logits = None  # models of experts hand on which of them read it
         columns = [sorted({column for column, _ in row.words}) for row in rows]
         read = [(place, column) for place, some in enumerate(columns) for column in some]
         with head_sees(self.model, *zip(*read, strict=True)):
             logits = self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+                encoder_outputs=encoded,
                 attention_mask=prompt_mask,
                 decoder_input_ids=seen,
                 decoder_attention_mask=seeing_kept(self.soft, seen_mask),

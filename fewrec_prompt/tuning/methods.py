@@ -299,6 +299,9 @@ class AdaptiveRank(LowRank):
         return distance
 
     def after_step(self) -> None:
+        for weights in self.parameters().values():
+            if weights.grad is None:  # of an expert that read nothing of this step; PEFT asks for one
+                weights.grad = torch.zeros_like(weights)
         self._peft.base_model.update_and_allocate(self._n_done)
         self._n_done += 1
 
