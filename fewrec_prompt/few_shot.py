@@ -33,6 +33,7 @@ from fewrec_prompt.tuning.loop import Watch, speaks, tune_together, wait_for_all
 from fewrec_prompt.tuning.losses import LossName
 from fewrec_prompt.tuning.outcome import Tuned
 from fewrec_prompt.tuning.settings import CLASSIFIERS, METHODS, Settings
+from fewrec_prompt.tuning.states import States
 from fewrec_prompt.tuning.tracking import Tracker, Tracking
 from fewrec_prompt.types import Demo
 
@@ -143,7 +144,7 @@ def tune_task(
     tuned = tune_together(lessons, settings, earlier=start, folder=scratch, track=tracking, watch=watch, say=say)
     for part, own in zip(tests, tuned.recommenders, strict=False):
         say(f"{part.name}: {len(part.held_out)} people who are tested are judged, once")
-        tuned = replace(tuned, tested={**tuned.tested, part.name: OverLabels(part, fixed=False).measured(own)})
+        tuned = replace(tuned, tested={**tuned.tested, part.name: OverLabels(part, fixed=True).measured(own)})
     about = {
         "tasks": {
             lesson.name: about_of(own, people, n) | _taught(lesson, settings)
@@ -166,7 +167,7 @@ def _tested(task: Task, lesson: Lesson, shots: Shots) -> Lesson:
     """The lesson with the people who are tested in the place of those held out. Raises DataError if none is judged."""
     queries = tasks.load_queries(task)
     check_apart(shots, queries)
-    found = replace(lesson, held_out=examples_of(queries)).labelled()
+    found = replace(lesson, held_out=examples_of(queries), states=States()).labelled()
     if not found.held_out:
         raise DataError(f"{task.name}: nobody who is tested has rated an item after another one; leave --test out")
     return found

@@ -56,7 +56,7 @@ def random_model(auto: Any, family: str, tokenizer: Any, **changes: object) -> t
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": None}
     if auto is AutoModelForSeq2SeqLM:
         ids |= {"decoder_start_token_id": tokenizer.pad_token_id}
-    known = (MASKED | SEQ2SEQ)[family] | {"vocab_size": len(tokenizer)} | ids
+    known = (MASKED | SEQ2SEQ).get(family, {}) | {"vocab_size": len(tokenizer)} | ids
     config = AutoConfig.for_model(family, **known | changes)
     with torch.random.fork_rng():
         torch.manual_seed(0)

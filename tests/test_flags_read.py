@@ -110,3 +110,15 @@ def test_every_setting_is_read_by_some_method() -> None:
 
 def test_prototypes_make_not_even_one_pass() -> None:
     assert "'prototypes' makes no use of --epochs;" in said("--method", "prototypes", "--epochs", "1")
+
+
+def test_settings_that_methods_share_are_given_to_those_that_read_them() -> None:
+    asked = {"checkpointing": True, "rank": 4, "tokens": 5}
+    found = {method: Settings.shared(method, asked).to_dict() for method in ("lora", "prefix", "soft-prompt")}
+    usual = Settings().to_dict()
+    given = {name: {key for key in asked if own[key] != usual[key]} for name, own in found.items()}
+    assert given == {
+        "lora": {"checkpointing", "rank"},
+        "prefix": {"tokens"},
+        "soft-prompt": {"checkpointing", "tokens"},
+    }

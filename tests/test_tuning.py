@@ -429,7 +429,7 @@ def test_all_questions_of_a_person_are_on_one_side() -> None:
         ({"seed": 2**70}, "seed is"),
         ({"method": "head", "checkpointing": True}, "'head' makes no use of checkpointing"),
         ({"loss": "list"}, "unknown loss 'list'.*listwise"),
-        ({"method": "prefix", "checkpointing": True}, "checkpointing drops keys and values"),
+        ({"method": "prefix", "checkpointing": True}, "'prefix' makes no use of checkpointing"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(change: dict[str, object], message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _encoders import MASKED, MODE, SEQ2SEQ, ending_tokenizer, masked, save, seq2seq
+from _encoders import MASKED, MODE, SEQ2SEQ, SMALL, ending_tokenizer, masked, save, seq2seq
 from _tiny import FILMS, plain
 from test_adapters import check_peft_reads
 from test_tuning import METHODS, examples, settings
@@ -48,6 +48,12 @@ NO_DROPOUT = {
 }
 KINDS = {**dict.fromkeys(MASKED, masked), **dict.fromkeys(SEQ2SEQ, seq2seq)}
 KEEPING = ("bert", "roberta", "electra", *SEQ2SEQ)  # families that keep keys and values
+EXPERTS = {  # who are told of padding by the mask
+    **{name: value for name, value in SEQ2SEQ["bart"].items() if name != "forced_eos_token_id"},
+    "num_experts": 4,
+    "encoder_sparse_step": 1,
+    "decoder_sparse_step": 1,
+}
 FEW = {"bert": masked, "t5": seq2seq}  # one of each kind, where the family is not what is asked
 
 
@@ -91,6 +97,20 @@ def test_queries_and_values_are_found_by_their_names_where_peft_knows_none(famil
     config = tuned.learner.config()
     assert config is not None
     assert config["target_modules"] == names
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("megatron-bert", "nothing can be asked behind keys and values"),
+        ("nllb-moe", "answers of this model depend on what else is asked"),
+    ],
+)
+def test_families_that_go_wrong_behind_keys_and_values_are_refused_by_name(family: str, words: str) -> None:
+    """They fill a cache, and take no mask that knows of it."""
+    backend = seq2seq(family, **EXPERTS) if family == "nllb-moe" else masked(family, **SMALL)
+    with pytest.raises(ModelError, match=f"{words}.*; take soft-prompt or lora"):
+        tune(recommender(backend), examples(), settings("prefix"))
 
 
 # --- vectors before the prompt -------------------------------------------------------------------------------------

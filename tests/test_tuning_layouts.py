@@ -9,6 +9,7 @@ import pytest
 import torch
 from _tiny import GROUPED, model, save_model
 from _trees import crowd, distance
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from test_adapters import ABOUT, check_peft_reads, load, scores
 from test_layouts import LLAMA_STRETCHED, OTHERS
 from test_tuning import METHODS, examples, settings
@@ -23,6 +24,7 @@ from fewrec_prompt.tuning.adapters import bindings
 from fewrec_prompt.tuning.lessons import Lesson
 from fewrec_prompt.tuning.loop import tune, tune_together
 from fewrec_prompt.tuning.placing import adapted
+from fewrec_prompt.tuning.settings import Settings
 
 SLIDING: dict[str, dict[str, object]] = {
     "mistral": GROUPED | {"sliding_window": 16},
@@ -104,12 +106,14 @@ def test_keys_and_values_of_a_text_are_as_good_as_the_text(family: str, layout: 
 
 
 @pytest.mark.parametrize(
-    ("family", "names"), [("olmo2", ["q_proj", "v_proj"]), ("phi3", ["qkv_proj"]), ("gpt2", ["c_attn"])]
+    ("family", "names"), [("olmo2", ["q_proj", "v_proj"]), ("phi3", ["qkv_proj"]), ("openai-gpt", ["c_attn"])]
 )
 def test_queries_and_values_of_families_that_peft_does_not_know_are_found_by_their_names(
     family: str, names: list[str], tmp_path: Path
 ) -> None:
-    start = load(save_model(tmp_path / family, family, **GROUPED if family != "gpt2" else {}))
+    assert family not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    small = {"n_embd": 32, "n_layer": 2, "n_head": 4} if family == "openai-gpt" else GROUPED
+    start = load(save_model(tmp_path / family, family, **small))
     tuned = tune(start, examples(), settings("lora", epochs=1))
     config = tuned.learner.config()
     assert config is not None
@@ -121,6 +125,23 @@ def test_attention_with_names_of_its_own_is_refused_by_name(tmp_path: Path, monk
     monkeypatch.setattr(peft_configs, "QUERIES_AND_VALUES", ())
     with pytest.raises(ModelError, match="nothing is known of the attention of 'olmo2' models; ask for --targets all"):
         tune(load(folder), examples(), settings("lora"))
+
+
+@pytest.mark.parametrize("family", SLIDING)
+def test_more_keys_and_values_than_a_window_are_refused_by_name(family: str, tmp_path: Path) -> None:
+    start = load(save_model(tmp_path / family, family, **SLIDING[family]))
+    with pytest.raises(ModelError, match="looks back on 15 tokens, not 20; ask for fewer --tokens"):
+        tune(start, examples(), settings("prefix", tokens=20))
+
+
+def test_a_head_takes_checkpointing_for_its_states_stand_behind_no_cache(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "mistral", "mistral", **SLIDING["mistral"])
+    how = {"epochs": 1, "rank": 2}
+    losses = []
+    for checkpointing in (False, True):
+        asked = Settings.shared("head-lora", how | {"checkpointing": checkpointing})
+        losses.append(tune(load(folder, "judge"), examples(), asked).passes[-1].loss)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 def test_checkpointing_is_refused_where_candidates_stand_behind_a_cache(tmp_path: Path) -> None:

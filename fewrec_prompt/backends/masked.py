@@ -54,7 +54,7 @@ class Masked(NamedTuple):
 
 
 class MaskedBackend(LocalBackend):
-    """A masked language model that answers questions, perhaps behind learned vectors. Not for two threads at once.
+    """A masked language model that answers questions, perhaps behind a learned prefix. Not for two threads at once.
 
     `mode.layout` is "pll" or "pll-l2r".
     """

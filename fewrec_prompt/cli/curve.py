@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewrec_prompt.cli.model_options import Device, Int8Threshold, Model, Precision
+from fewrec_prompt.cli.model_options import Device, Model, Precision
 from fewrec_prompt.cli.tuning_options import (
     Alpha,
     Batch,
@@ -82,7 +82,6 @@ def curve(
     model: Model = None,
     precision: Precision = "auto",
     device: Device = None,
-    int8_threshold: Int8Threshold = None,
 ) -> None:
     """Every method with every number of people: one table, one picture, and a file for each cell.
 
@@ -101,10 +100,9 @@ def curve(
     asked = settings_asked(ctx.params)
     tuning = {name: value for name, value in asked.items() if name in _FIRST or value != usual[name]}
     row = row_asked(found, prompt, verbalizer, calibrate, alpha, length)
-    numerics = Numerics(precision, device, int8_threshold)
     about: dict[str, Any] = {"row": row, "metrics": metric, "against": against, "settings": tuning}
     with resumable():
-        lines = run(found, methods, shots, seeds, folder, **about, numerics=numerics, say=say)
+        lines = run(found, methods, shots, seeds, folder, **about, numerics=Numerics(precision, device), say=say)
     print_lines([heads(against), *(shown(line, against) for line in lines)])
     for remark in remarks(lines):
         typer.echo(remark)

@@ -24,7 +24,6 @@ from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.errors import AdapterError, DataError, ModelError
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.adapters import Adapter
-from fewrec_prompt.tuning.ahead import check_ahead
 from fewrec_prompt.tuning.classifying import Classifier, classified, n_classes_of
 from fewrec_prompt.tuning.head import Head
 from fewrec_prompt.tuning.labels import OverLabels, frequencies
@@ -154,10 +153,9 @@ def _kept(classifier: Classifier) -> Tensors:
 def begin_head(kinds: Sequence[OverLabels], starts: Sequence[Recommender], settings: Settings, n_steps: int) -> Headed:
     """Put a head on the model, and weights below it where the method has some. It begins as how frequent classes are.
 
-    Raises DataError for tasks whose classes are not the same, ModelError as methods.begin.
+    Raises DataError for tasks whose classes are not the same.
     """
     backend, n_classes = _local(starts[0].backend), _n_classes(starts)
-    check_ahead(settings, backend, n_steps)
     with torch.no_grad():
         states, classes, weights = _all(kinds, starts, settings)
     head = Head.over(states, frequencies(classes, weights, n_classes))

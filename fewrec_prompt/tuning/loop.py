@@ -29,6 +29,7 @@ from fewrec_prompt.metrics.naming import better_of
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
 from fewrec_prompt.tuning import checkpoint
+from fewrec_prompt.tuning.ahead import check_ahead
 from fewrec_prompt.tuning.classifiers import begin_head, look
 from fewrec_prompt.tuning.examples import Example, parted
 from fewrec_prompt.tuning.identity import Earlier, identity
@@ -147,6 +148,7 @@ class _Training:
         sizes = tuple(len(lesson.examples) for lesson in self.lessons)
         self.mixture = Mixture(sizes, settings.temperature, settings.seed)
         self.n_batches, self.n_steps = settings.n_batches(sum(sizes)), settings.n_steps(sum(sizes))
+        check_ahead(settings, self.backend, self.n_steps)
         self.plan = settings.passes
         self.identity = identity(settings, self.lessons, self.backend, self.earlier)
         self.kinds = [kinds_of(lesson, settings) for lesson in self.lessons]

@@ -3,7 +3,7 @@
 | class | the weights are | methods |
 |---|---|---|
 | Virtual | vectors before the prompt | soft-prompt (arXiv 2104.08691), p-tuning (arXiv 2103.10385) |
-| Prefix | keys and values before the prompt | prefix (arXiv 2101.00190) |
+| Prefix | keys and values before the prompt, of a decoder before the answer | prefix (arXiv 2101.00190) |
 | LowRank, AdaptiveRank | beside the model's own | lora (arXiv 2106.09685), adalora (arXiv 2303.10512) |
 | Full | the model's own | full |
 
@@ -30,7 +30,6 @@ from fewrec_prompt.backends.switching import UNNAMED, no_false_alarms
 from fewrec_prompt.errors import ModelError
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.seeds import rng_for
-from fewrec_prompt.tuning.ahead import check_ahead
 from fewrec_prompt.tuning.peft_configs import (
     json_ready,
     low_rank_config,
@@ -163,15 +162,14 @@ class Virtual(Learner):
 
 
 class Prefix(Learner):
-    """Keys and values (n_tokens, n_layers · 2 · n_heads · head_dim) before every prompt, in every layer."""
+    """Keys and values (n_tokens, n_layers · 2 · n_heads · head_dim) in every layer: before the prompt, or, where an
+    encoder reads that, before the answer."""
 
     def __init__(self, backend: LocalBackend, settings: Settings, instruction: str) -> None:
         _freeze(backend.model)
         with torch.no_grad():
             start = backend.keys_and_values(_first_ids(backend, settings, instruction))
-        shape = start.layers[0][0].shape
-        if any(half.shape != shape for layer in start.layers for half in layer):
-            raise ModelError("'prefix' needs keys and values of one shape in all layers; take soft-prompt or lora")
+        shape = start.layers[0][0].shape  # that of all, which was checked
         self._heads = {"n_heads": shape[1], "head_dim": shape[3]}
         self._places = len(start.layers), backend.task_type
         values = flat(start).float()
@@ -353,9 +351,8 @@ class Full(Learner):
 def begin(backend: LocalBackend, settings: Settings, *, instruction: str, n_steps: int) -> Learner:
     """Put the method's weights on the model. Virtual tokens begin as those of the instruction.
 
-    `n_steps` is what AdaLoRA plans its ranks by. Raises ModelError for a method that this model cannot take.
+    `n_steps` is what AdaLoRA plans its ranks by. That the model can take the method was checked ahead (ahead.py).
     """
-    check_ahead(settings, backend, n_steps)
     if settings.checkpointing:
         backend.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     match settings.method:

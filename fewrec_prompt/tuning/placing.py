@@ -14,7 +14,7 @@ from fewrec_prompt.assets import Say, quiet
 from fewrec_prompt.backends.local import LocalBackend
 from fewrec_prompt.backends.prefix import SoftTokens
 from fewrec_prompt.backends.switching import UNNAMED, no_false_alarms
-from fewrec_prompt.errors import AdapterError, did_you_mean
+from fewrec_prompt.errors import AdapterError, ModelError, did_you_mean
 from fewrec_prompt.files import made_folder, new_folder
 from fewrec_prompt.recommender import Recommender
 from fewrec_prompt.tuning.adapters import Adapter, check_bindings, check_probes, probes_apart, read
@@ -129,8 +129,11 @@ def _virtual(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
 
 
 def _prefix(adapter: Adapter, backend: LocalBackend) -> LocalBackend:
-    with torch.no_grad():
-        layers = backend.keys_and_values((0,)).layers
+    try:
+        with torch.no_grad():
+            layers = backend.keys_and_values((0,)).layers
+    except ModelError as error:  # where bindings were overruled
+        raise AdapterError(f"{adapter.folder}: {error}") from error
     values = prefix_as_used(_only(adapter, "prompt_embeddings"), len(layers), backend.task_type)
     n_heads, head_dim = layers[0][0].shape[1], layers[0][0].shape[3]
     if values.ndim != 2 or values.shape[1] != 2 * len(layers) * n_heads * head_dim:
