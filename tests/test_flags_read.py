@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fewrec_prompt.cli import app
+from fewrec_prompt.cli.tuning_options import FLAGS
 from fewrec_prompt.errors import FewrecError
 from fewrec_prompt.tuning.settings import METHODS, MethodName, Settings
 
@@ -122,3 +123,10 @@ def test_settings_that_methods_share_are_given_to_those_that_read_them() -> None
         "prefix": {"tokens"},
         "soft-prompt": {"checkpointing", "tokens"},
     }
+
+
+def test_flags_are_by_default_what_settings_are() -> None:
+    usual = Settings().to_dict()
+    told = {flag.name: flag.default.default for flag in FLAGS if flag.name in usual}
+    assert set(usual) - set(told) == {"method", "seed", "temperature"}
+    assert told == {name: usual[name] for name in told}

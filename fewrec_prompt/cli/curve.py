@@ -8,42 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from fewrec_prompt.cli.model_options import Device, Model, Precision
-from fewrec_prompt.cli.tuning_options import (
-    Alpha,
-    Batch,
-    Calibrate,
-    Checkpointing,
-    Dropout,
-    Epochs,
-    HeldOut,
-    Init,
-    LearningRate,
-    Length,
-    Loss,
-    Negatives,
-    Patience,
-    Prompt,
-    Questions,
-    Rank,
-    Targets,
-    Tokens,
-    Verbalizer,
-    WarmUp,
-    WeightDecay,
-    row_asked,
-    settings_asked,
-)
+from fewrec_prompt.cli.tuning_options import row_asked, settings_asked, with_flags
 
 _FIRST = ("epochs", "negatives", "held_out")  # studies name these; the others where they are not as usual
 
 
 def register(app: typer.Typer) -> None:
     """Add the command. Click takes one value an option, so `main` spreads the two lists before it parses."""
-    app.command("curve")(curve)
+    app.command("curve")(with_flags(curve))
 
 
 def curve(
-    ctx: typer.Context,
     task: Annotated[str, typer.Argument(help="A task file, or the name of one in ./eval or among the shipped.")],
     methods: Annotated[
         list[str], typer.Option(help="zero, a baseline, demos, mix, a method of fewrec tune, or METHOD-mix; several.")
@@ -56,32 +31,12 @@ def curve(
     against: Annotated[
         str, typer.Option(help="Which row differences are to: zero, or a baseline among them.")
     ] = "zero",
-    prompt: Prompt = None,
-    verbalizer: Verbalizer = None,
-    calibrate: Calibrate = None,
-    alpha: Alpha = None,
-    length: Length = None,
-    epochs: Epochs = None,
-    learning_rate: LearningRate = None,
-    weight_decay: WeightDecay = 0.0,
-    dropout: Dropout = 0.0,
-    batch: Batch = 4,
-    tokens: Tokens = 20,
-    init: Init = "instruction",
-    rank: Rank = 8,
-    targets: Targets = "attention",
-    loss: Loss = None,
-    questions: Questions = 1,
-    negatives: Negatives = None,
-    warm_up: WarmUp = 0,
-    held_out: HeldOut = 0.25,
-    patience: Patience = 2,
-    checkpointing: Checkpointing = False,
     users: Annotated[int | None, typer.Option(min=1, help="How many test users.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; cells in it are not run again.")] = None,
     model: Model = None,
     precision: Precision = "auto",
     device: Device = None,
+    **flags: Any,
 ) -> None:
     """Every method with every number of people: one table, one picture, and a file for each cell.
 
@@ -97,9 +52,8 @@ def curve(
     found = Options(users=users, model=model).applied(tasks.load_task(task))
     folder = out or Path("curves") / found.name
     usual = Settings().to_dict()
-    asked = settings_asked(ctx.params)
-    tuning = {name: value for name, value in asked.items() if name in _FIRST or value != usual[name]}
-    row = row_asked(found, prompt, verbalizer, calibrate, alpha, length)
+    tuning = {name: value for name, value in settings_asked(flags).items() if name in _FIRST or value != usual[name]}
+    row = row_asked(found, flags)
     about: dict[str, Any] = {"row": row, "metrics": metric, "against": against, "settings": tuning}
     with resumable():
         lines = run(found, methods, shots, seeds, folder, **about, numerics=Numerics(precision, device), say=say)

@@ -10,31 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewrec_prompt.cli.model_options import Device, Int8Threshold, Model, Precision
-from fewrec_prompt.cli.tuning_options import (
-    Alpha,
-    Batch,
-    Calibrate,
-    Checkpointing,
-    Dropout,
-    Epochs,
-    HeldOut,
-    Init,
-    LearningRate,
-    Length,
-    Loss,
-    Negatives,
-    Patience,
-    Prompt,
-    Questions,
-    Rank,
-    Targets,
-    Tokens,
-    Verbalizer,
-    WarmUp,
-    WeightDecay,
-    row_asked,
-    settings_asked,
-)
+from fewrec_prompt.cli.tuning_options import row_asked, settings_asked, with_flags
 from fewrec_prompt.errors import FewrecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -50,11 +26,10 @@ _REPLAY = 0.25  # share of an earlier round's people, where nothing is said
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("tune")(tune)
+    app.command("tune")(with_flags(tune))
 
 
 def tune(
-    ctx: typer.Context,
     task: Annotated[
         list[str],
         typer.Argument(help="Task files, or names of those in ./eval or among the shipped; several learn together."),
@@ -76,27 +51,6 @@ def tune(
         float, typer.Option(help="Of several tasks: 1 draws them in proportion to their people, more the more evenly.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Draws the people, first weights and order.")] = 0,
-    prompt: Prompt = None,
-    verbalizer: Verbalizer = None,
-    calibrate: Calibrate = None,
-    alpha: Alpha = None,
-    length: Length = None,
-    epochs: Epochs = None,
-    learning_rate: LearningRate = None,
-    weight_decay: WeightDecay = 0.0,
-    dropout: Dropout = 0.0,
-    batch: Batch = 4,
-    tokens: Tokens = 20,
-    init: Init = "instruction",
-    rank: Rank = 8,
-    targets: Targets = "attention",
-    loss: Loss = None,
-    questions: Questions = 1,
-    negatives: Negatives = None,
-    warm_up: WarmUp = 0,
-    held_out: HeldOut = 0.25,
-    patience: Patience = 2,
-    checkpointing: Checkpointing = False,
     popularity: Annotated[
         bool, typer.Option("--popularity", help="Of mix: weigh how often items were taken, too.")
     ] = False,
@@ -125,6 +79,7 @@ def tune(
     precision: Precision = "auto",
     device: Device = None,
     int8_threshold: Int8Threshold = None,
+    **flags: Any,
 ) -> None:
     """Learn from a few people of a task: weights of what was logged, virtual tokens, low-rank adapters, all weights,
     or a classifier of hidden states.
@@ -144,12 +99,12 @@ def tune(
         {"--popularity": popularity, "--adapter": adapter},
         {"--search": search, "--from": start, "--track": track, "other tasks": task[1:], "--test": test},
     )
-    asked = settings_asked(ctx.params)
+    asked = settings_asked({**flags, "temperature": temperature})
     check_read(method, asked, _flag)
     _check_needed("--from", start, {"--replay": replay != _REPLAY, "--pull": pull})
     _check_needed("other tasks", task[1:], {"--temperature": temperature != 1.0})
     found, *also = (Options(model=model).applied(tasks.load_task(name)) for name in task)
-    row = row_asked(found, prompt, verbalizer, calibrate, alpha, length)
+    row = row_asked(found, flags)
     numerics = Numerics(precision, device, int8_threshold)
     chosen = {"--model": model, "--precision": precision, "--device": device, "--int8-threshold": int8_threshold}
     use = _Use(task, out, _given(chosen))

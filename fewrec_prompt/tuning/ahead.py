@@ -8,7 +8,7 @@ import torch
 
 from fewrec_prompt.backends import Backend
 from fewrec_prompt.backends.local import LocalBackend
-from fewrec_prompt.errors import ModelError
+from fewrec_prompt.errors import FewrecError, ModelError
 from fewrec_prompt.tuning.settings import METHODS, Settings
 from fewrec_prompt.types import Message, Prompt, Question, TemplateRef
 
@@ -59,7 +59,7 @@ def _check_prefix(backend: LocalBackend, n_tokens: int) -> None:
             kept = backend.keys_and_values((0,) * n_tokens)
             behind = backend.view(soft=kept)
             together, alone = behind.logprobs(_PROBE), [behind.logprobs([one])[0] for one in _PROBE]
-    except ModelError:
+    except FewrecError:
         raise
     except Exception as error:  # an architecture that has never been met may fail in any way
         raise ModelError(

@@ -84,6 +84,7 @@ class Settings:
     @property
     def passes(self) -> tuple[PassName, ...]:
         """What each pass of complete settings is over; "start" is the measuring before them."""
+        assert self.epochs is not None or METHODS[self.method].epochs is None, "settings are completed first"
         plan: list[PassName] = ["start"]
         plan += ["histories"] * self.warm_up
         plan += ["answers"] * (self.epochs or 0)
